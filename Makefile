@@ -1,0 +1,86 @@
+# Everything the project does, one verb each. CI calls the same verbs.
+#
+#   make demo      set up .venv, trace a prompt on the bundled model, say where the page is
+#   make setup     .venv with everything development needs
+#   make check     format, lint, types, import layers, links and examples in the docs
+#   make test      the tests; PYTEST="-k name -x" passes options on
+#   make test-old  the core's tests on the oldest supported transformers, in .venv-old
+#   make bench     measurements, printed and not judged
+#   make docs      redraw the generated pictures, then check every link
+#   make bundled   retrain the bundled model and its transcoders (under an hour on 2 cores)
+#   make wheel     build dist/*.whl
+#   make clean     remove what these verbs made
+
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.PHONY: help demo setup check test test-old bench docs bundled wheel clean
+
+PYTHON ?= python3
+VENV ?= .venv
+VENV_OLD ?= .venv-old
+PYTEST ?=
+PROMPT ?= The opposite of small is
+BIN := $(VENV)/bin
+PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 python -m pip install -qq
+OLD_TESTS ?= $(wildcard tests/attribution tests/models tests/transcoders)
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "$(PYTHON) is older than 3.10; name a newer one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo "could not create $(VENV); on Debian: apt-get install python3-venv" >&2; exit 1; }
+
+$(VENV)/.runtime: pyproject.toml constraints/newest.txt | $(VENV)/bin/python
+	@echo "installing into $(VENV) (torch is large; the first time takes minutes)"
+	@. $(BIN)/activate && $(PIP) -c constraints/newest.txt -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints/newest.txt | $(VENV)/bin/python
+	@echo "installing into $(VENV) with development tools (the first time takes minutes)"
+	@. $(BIN)/activate && $(PIP) -c constraints/newest.txt -e ".[dev]"
+	@touch $@ $(VENV)/.runtime
+
+$(VENV_OLD)/.dev: pyproject.toml constraints/oldest.txt
+	@test -x $(VENV_OLD)/bin/python || $(PYTHON) -m venv $(VENV_OLD)
+	@echo "installing into $(VENV_OLD) with the oldest supported transformers"
+	@. $(VENV_OLD)/bin/activate && $(PIP) -c constraints/oldest.txt -e ".[test]"
+	@touch $@
+
+demo: $(VENV)/.runtime
+	@$(BIN)/trace "$(PROMPT)"
+
+setup: $(VENV)/.dev
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m pytest -q tests/house -m "not slow"
+
+test: setup
+	$(BIN)/python -m pytest $(PYTEST)
+
+test-old: $(VENV_OLD)/.dev
+	$(VENV_OLD)/bin/python -m pytest $(OLD_TESTS) $(PYTEST)
+
+bench: setup
+	$(BIN)/python -m pytest -s tests/benchmarks
+
+docs: setup
+	$(BIN)/python docs/draw_layers.py
+	$(BIN)/python -m pytest -q tests/house/test_docs.py tests/house/test_architecture.py
+
+bundled: setup
+	$(BIN)/python -m circuit_tracer.bundled.recipe
+
+wheel: setup
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	@ls -l dist/*.whl
+
+clean:
+	rm -rf $(VENV) $(VENV_OLD) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,349 @@
+"""Attribution: which targets get a row, in which order, within which budget.
+
+The sweep goes down the layers. When it reaches one, every row above is complete, so the influence
+of that layer's features is exact there, and choosing which of them to expand needs no ranking
+rounds. Features that are not expanded stay in the graph as sources; the influence that stops in
+them is counted as unexplained by the scores.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from circuit_kernels.choice import Choice, edge_rows
+
+from circuit_tracer.edges import EdgeRows, RowBlock
+from circuit_tracer.errors import InputError, MemoryBudgetError
+from circuit_tracer.influence import strips
+from circuit_tracer.local import Local
+from circuit_tracer.nodes import NodeIndex
+from circuit_tracer.shapes import Int, Tensor
+from circuit_tracer.sweep import Group, Sweep, Terms
+from circuit_tracer.targets import Direction
+
+MaxFeatures = int | Literal["auto"] | None
+Progress = Callable[[float, str], None]
+
+AUTO_SECONDS = 20.0
+"""`max_features="auto"` expands every feature when the estimate is below this many seconds."""
+
+CHUNK_ELEMENTS = {"cpu": (1 << 18, 1 << 21), "cuda": (1 << 24, 1 << 28)}
+"""Elements (positions × d_model × targets) a chunk is filled up to, and never goes beyond."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run takes, known after the forward pass and before the sweep.
+
+    Attributes:
+        n_positions, n_active, n_targets: size of the prompt and of its graph; `n_targets` counts
+            the rows to attribute, logits included.
+        flops: floating point operations of the sweep.
+        seconds: those operations at the matrix-product rate measured here and now.
+        result_bytes: the rows.
+        peak_bytes: rows, write vectors, folded attention and working buffers.
+    """
+
+    n_positions: int
+    n_active: int
+    n_targets: int
+    flops: float
+    seconds: float
+    result_bytes: int
+    peak_bytes: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.n_targets:,} rows over {self.n_active:,} active features and "
+            f"{self.n_positions} tokens: {self.flops / 1e9:,.1f} GFLOP, about "
+            f"{self.seconds:.1f} s, peak {self.peak_bytes / 2**20:,.0f} MiB above loading"
+        )
+
+
+def attribute(
+    local: Local,
+    directions: Sequence[Direction],
+    max_features: MaxFeatures = "auto",
+    kernels: Choice = "auto",
+    progress: Progress | None = None,
+) -> EdgeRows:
+    """Edge rows of the directions and of active features.
+
+    Args:
+        local: the prompt's local replacement model.
+        directions: what to explain.
+        max_features: how many features get a row: all (None), at most a number, or "auto": all if
+            that is estimated to take less than `AUTO_SECONDS`, else as many as fit into it.
+        kernels: "auto", "reference" or "triton".
+        progress: called with (share done, message).
+
+    Raises:
+        InputError: `max_features` below 0, kernels that cannot run here.
+        MemoryBudgetError: the run would not fit into memory.
+    """
+    device = local.errors.device
+    try:
+        kernel = edge_rows(kernels, device)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    positions = torch.tensor([direction.position for direction in directions])
+    index = NodeIndex(local.features, local.n_layers, local.n_positions, positions)
+    limit = resolve_limit(local, len(directions), max_features)
+    _check_memory(estimate(local, len(directions), limit, rate=None), device)
+    with torch.no_grad():
+        sweep = Sweep(local, index, kernel)
+        done = _Rows(index, directions, CHUNK_ELEMENTS["cuda" if device.type == "cuda" else "cpu"])
+        done.expand(sweep, local.n_layers, _logit_groups(index, directions))
+        for layer in reversed(range(local.n_layers)):
+            chosen = done.choose(layer, limit)
+            done.expand(sweep, layer, _feature_groups(local, layer, chosen), progress, limit)
+    return done.edges()
+
+
+def resolve_limit(local: Local, n_directions: int, max_features: MaxFeatures) -> int:
+    """How many features `max_features` means for this prompt."""
+    active = len(local.features)
+    if max_features is None:
+        return active
+    if max_features != "auto":
+        if max_features < 0:
+            raise InputError(f"max_features must be 0 or more, not {max_features}")
+        return min(active, max_features)
+    whole = estimate(local, n_directions, active)
+    if whole.seconds <= AUTO_SECONDS and whole.peak_bytes <= _free_memory(local.errors.device):
+        return active
+    share = AUTO_SECONDS / whole.seconds
+    share = min(share, _free_memory(local.errors.device) / whole.peak_bytes)
+    return max(1, int(active * share))
+
+
+def estimate(
+    local: Local, n_directions: int, limit: int | None = None, rate: float | None = 0.0
+) -> Estimate:
+    """Cost of attributing `limit` features (all where None) and the directions.
+
+    Args:
+        rate: matrix-product rate in FLOP/s; measured where 0, not needed (seconds = 0) where None.
+    """
+    index, adapter = local.index, local.adapter
+    positions, layers, width = local.n_positions, local.n_layers, adapter.d_model
+    step = 2.0 * width * adapter.head_dim * (adapter.heads + adapter.kv_heads)
+    flops = entries = 0.0
+    for layer in range(layers + 1):
+        for position in range(positions):
+            if layer < layers:
+                count = len(index.feature_rows(layer, position, position + 1))
+            else:
+                count = n_directions if position == positions - 1 else 0
+            if not count:
+                continue
+            below = sum(len(index.feature_rows(i, 0, position + 1)) for i in range(layer))
+            cone = below + (position + 1) * (layer + 1)
+            span = position + 1
+            attention = step * span + 2.0 * span * span * adapter.heads * adapter.head_dim
+            flops += count * (max(0, layer - 1) * attention + 2.0 * width * cone)
+            entries += count * cone
+    active = len(local.features)
+    share = 1.0 if limit is None or not active else min(1.0, limit / active)
+    flops, entries = flops * share, entries * share
+    item = local.errors.element_size()
+    written = sum(
+        len(index.feature_rows(source))
+        for layer in range(layers)
+        for source in local.transcoders.writers(layer)
+    )
+    buffers = 4 * max(CHUNK_ELEMENTS["cpu"][1], positions * width * 16)
+    result = int(entries * item)
+    rate = matrix_rate(local.errors.device) if rate == 0.0 else rate
+    return Estimate(
+        n_positions=positions,
+        n_active=active,
+        n_targets=int(active * share) + n_directions,
+        flops=flops,
+        seconds=flops / rate if rate else 0.0,
+        result_bytes=result,
+        peak_bytes=result + item * (written * width + buffers + 6 * layers * positions * width),
+    )
+
+
+def matrix_rate(device: torch.device, size: int = 512, repeats: int = 4) -> float:
+    """Measured float32 matrix-product rate in FLOP/s; takes a few milliseconds."""
+    a = torch.ones(size, size, device=device)
+    best = float("inf")
+    for _ in range(repeats):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2.0 * size**3 / best
+
+
+def _free_memory(device: torch.device) -> float:
+    """Bytes that can still be taken, as far as the system says."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        return float(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return float("inf")
+
+
+def _check_memory(planned: Estimate, device: torch.device) -> None:
+    free = _free_memory(device)
+    if planned.peak_bytes > free:
+        fitting = max(1, int(planned.n_targets * free / planned.peak_bytes * 0.8))
+        raise MemoryBudgetError(
+            f"this graph needs about {planned.peak_bytes / 2**30:.1f} GiB and {free / 2**30:.1f} "
+            f"GiB are free; expand fewer features: max_features={fitting} (--max-features {fitting})"
+        )
+
+
+def _logit_groups(index: NodeIndex, directions: Sequence[Direction]) -> list[Group]:
+    groups = []
+    for position in sorted({direction.position for direction in directions}):
+        numbers = [i for i, d in enumerate(directions) if d.position == position]
+        here = [directions[i] for i in numbers]
+        like = here[0].vector
+        groups.append(
+            Group(
+                position=position,
+                rows=torch.tensor([index.target_row(i) for i in numbers]),
+                reads=torch.stack([d.vector for d in here]),
+                bias=torch.tensor([d.bias for d in here], dtype=like.dtype, device=like.device),
+                value=torch.tensor([d.value for d in here], dtype=like.dtype, device=like.device),
+            )
+        )
+    return groups
+
+
+def _feature_groups(local: Local, layer: int, rows: Int[Tensor, " target"]) -> list[Group]:
+    """Features of a layer, one group a position."""
+    if not len(rows):
+        return []
+    reads, bias, value = local.read_vectors(layer, rows)
+    positions = local.features[rows, 1]
+    groups = []
+    for position in positions.unique().tolist():
+        here = (positions == position).nonzero()[:, 0]
+        groups.append(Group(position, rows[here], reads[here], bias[here], value[here]))
+    return groups
+
+
+class _Rows:
+    """Rows as they come in, and the influence that follows from them."""
+
+    def __init__(
+        self, index: NodeIndex, directions: Sequence[Direction], chunk: tuple[int, int]
+    ):
+        self.index, self.fill, self.most = index, *chunk
+        self.found: list[RowBlock] = []
+        self.terms: list[Terms] = []
+        self.expanded = 0
+        self.influence = torch.zeros(len(index), dtype=torch.float64)
+        self.weights = torch.zeros(len(index), dtype=torch.float64)
+        self.weights[index.first_target :] = torch.tensor([d.weight for d in directions])
+
+    def choose(self, layer: int, limit: int) -> Int[Tensor, " target"]:
+        """Rows of the features of a layer to expand.
+
+        With a limit, those that are among the most influential of all features not yet passed; the
+        influence of this layer is exact, that of lower ones can only grow.
+        """
+        rows = self.index.feature_rows(layer)
+        here = torch.arange(rows.start, rows.stop)
+        left = limit - self.expanded
+        if left >= rows.stop:
+            return here
+        if left <= 0:
+            return here[:0]
+        strongest = self.influence[: rows.stop].topk(left).indices
+        return strongest[strongest >= rows.start].sort().values
+
+    def expand(
+        self,
+        sweep: Sweep,
+        layer: int,
+        groups: list[Group],
+        progress: Progress | None = None,
+        limit: int = 0,
+    ) -> None:
+        for chunk in _chunks(groups, sweep.width, self.fill, self.most):
+            blocks, terms = sweep.rows(layer, chunk)
+            self.found += blocks
+            self.terms.append(terms)
+            for block in blocks:
+                self._pass_on(block)
+            if layer < sweep.layers:
+                self.expanded += len(terms.rows)
+            if progress is not None:
+                progress(self.expanded / max(1, limit), f"layer {layer}")
+
+    def _pass_on(self, block: RowBlock) -> None:
+        """Send the influence of a block's targets, complete by now, to their sources."""
+        columns = self.index.cone(block.layer, block.position)
+        for span, absolute in strips(block):
+            targets, sums = block.rows[span], absolute.sum(1)
+            mass = self.influence[targets] + self.weights[targets]
+            self.influence[columns] += (mass / sums.where(sums > 0, torch.inf)) @ absolute
+
+    def edges(self) -> EdgeRows:
+        """Everything that came in. Blocks of one site that were split are joined again."""
+        joined: dict[tuple[int, int], list[RowBlock]] = {}
+        for block in self.found:
+            joined.setdefault((block.layer, block.position), []).append(block)
+        blocks = tuple(
+            parts[0]
+            if len(parts) == 1
+            else RowBlock(
+                *site,
+                rows=torch.cat([part.rows for part in parts]),
+                values=torch.cat([part.values for part in parts]),
+            )
+            for site, parts in sorted(joined.items())
+        )
+        return EdgeRows(
+            self.index,
+            blocks,
+            *(self._scatter(name) for name in ("bias", "positional", "ignored", "value")),
+        )
+
+    def _scatter(self, name: str) -> Tensor:
+        rows = torch.cat([terms.rows for terms in self.terms])
+        values = torch.cat([getattr(terms, name) for terms in self.terms])
+        return values.new_zeros(len(self.index)).index_copy(0, rows, values)
+
+
+def _chunks(groups: list[Group], width: int, fill: int, most: int) -> Iterator[list[Group]]:
+    """Groups packed so that products are large and buffers are not.
+
+    Small neighbours go together until `fill` elements; a group of more than `most` is split.
+    """
+    packed: list[Group] = []
+    for group in groups:
+        limit = max(1, most // ((group.position + 1) * width))
+        for start in range(0, len(group.rows), limit):
+            part = slice(start, start + limit)
+            packed.append(
+                Group(
+                    group.position,
+                    group.rows[part],
+                    group.reads[part],
+                    group.bias[part],
+                    group.value[part],
+                )
+            )
+            targets = sum(len(one.rows) for one in packed)
+            if targets * (group.position + 1) * width >= fill:
+                yield packed
+                packed = []
+    if packed:
+        yield packed

@@ -1,0 +1,27 @@
+"""The two programs: `trace`, which does one thing, and `circuit-tracer`, which holds everything."""
+
+from __future__ import annotations
+
+import click
+
+from circuit_tracer.cli.attribute import attribute
+from circuit_tracer.cli.doctor import doctor
+from circuit_tracer.cli.trace import trace
+
+__all__ = ["main", "trace"]
+
+EPILOG = "Exit status: 0 done, 1 the work failed, 2 the words were wrong."
+
+
+@click.group(
+    name="circuit-tracer",
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(package_name="trace-circuits", message="trace-circuits %(version)s")
+def main() -> None:
+    """Trace how a language model arrives at its next token."""
+
+
+for command in (trace, attribute, doctor):
+    main.add_command(command)

@@ -1,0 +1,139 @@
+"""What the terminal says of a graph: predictions, strongest paths, scores, closure, what was kept.
+
+Text only and the same everywhere: no colours, no box drawing, columns aligned by display width so
+that Chinese lines up. Everything from a tokenizer is shown with its control characters escaped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from rich.cells import cell_len
+
+if TYPE_CHECKING:
+    import circuit_tracer as ct
+    from circuit_tracer.circuit import Path
+    from circuit_tracer.nodes import Node
+
+PATHS = 5
+
+
+def text(graph: ct.Graph, circuit: ct.Circuit, verbose: bool = False) -> str:
+    """The whole report."""
+    parts = [
+        "".join(shown(token) for token in graph.tokens),
+        predictions(graph, verbose),
+        "strongest paths\n" + paths(circuit),
+        figures(graph, circuit),
+    ]
+    return "\n\n".join(parts)
+
+
+def shown(token: str) -> str:
+    """A token with what would move the cursor or colour the screen made visible.
+
+    >>> shown("a\\n\\x1b[31m")
+    'a\\\\n\\\\x1b[31m'
+    """
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in token
+    )
+
+
+def table(rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> str:
+    """Rows of cells in columns as wide as they need; columns in `right` are right-aligned."""
+    right = set(right)
+    widths = [max(cell_len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = []
+        for column, cell in enumerate(row):
+            space = " " * (widths[column] - cell_len(cell))
+            cells.append(space + cell if column in right else cell + space)
+        lines.append(("  " + "  ".join(cells)).rstrip())
+    return "\n".join(lines)
+
+
+def predictions(graph: ct.Graph, verbose: bool) -> str:
+    """The outputs that were explained, most probable first."""
+    head = ["next token", "probability"] + (["id"] if verbose else [])
+    rows = [head]
+    for target in graph.targets:
+        probable = "" if target.probability is None else percent(target.probability)
+        token_id = "" if target.token_id is None else str(target.token_id)
+        rows.append([quoted(target.label), probable, *([token_id] if verbose else [])])
+    return table(rows, right=(1, 2))
+
+
+def paths(circuit: ct.Circuit) -> str:
+    """The strongest ways from a word to an output, one a line, with their shares.
+
+    An arrow → raises what it leads to, ⊣ lowers it.
+    """
+    found = circuit.paths(k=PATHS)
+    if not found:
+        return "  none: no path of kept edges joins a word to an output"
+    return table([(steps(path, circuit), percent(path.share)) for path in found], right=(1,))
+
+
+def steps(path: Path, circuit: ct.Circuit) -> str:
+    """A path as a line of text: `" small" → L2#417@4 (little) → " large"`."""
+    said = name(path.nodes[0], circuit)
+    for node, weight in zip(path.nodes[1:], path.weights, strict=True):
+        said += f" {'→' if weight >= 0 else '⊣'} {name(node, circuit)}"
+    return said
+
+
+def name(node: Node, circuit: ct.Circuit) -> str:
+    """A node in a line of text; features with their label, or else the token they promote most."""
+    if node.kind == "embedding":
+        return quoted(node.token)
+    if node.kind == "logit":
+        return quoted(node.token or node.label)
+    if node.kind == "error":
+        return f"error L{node.layer}@{node.position}"
+    place = f"L{node.layer}#{node.feature}@{node.position}"
+    note = circuit.notes.get((node.layer, node.feature))
+    if note is None or not (note.label or note.promoted):
+        return place
+    return f"{place} ({shown(note.label or note.promoted[0][0].strip())})"
+
+
+def figures(graph: ct.Graph, circuit: ct.Circuit) -> str:
+    """Scores, closure and counts."""
+    scores = graph.scores
+    expanded = int(graph.expanded[: graph.index.n_features].sum())
+    rows = [
+        (
+            "scores",
+            f"replacement {scores.replacement:.2f}, completeness {scores.completeness:.2f}, "
+            f"mean path length {scores.mean_path_length:.1f}, "
+            f"errors {percent(sum(scores.error_share_by_layer))} of the influence",
+        ),
+        ("closure", f"every row adds up to within {graph.closure_error:.1e}"),
+        ("expanded", f"{expanded:,} of {graph.index.n_features:,} active features"),
+        (
+            "kept",
+            f"{len(circuit.nodes):,} of {circuit.n_all_nodes:,} nodes, "
+            f"{len(circuit.weights):,} of {circuit.n_all_edges:,} edges",
+        ),
+    ]
+    return "\n".join(f"{what:<10}{said}" for what, said in rows)
+
+
+def phases(program: dict[str, float], graph: dict[str, float]) -> str:
+    """Seconds by phase: the program's, then those of the tracing itself."""
+    rows = [(phase, f"{seconds:.2f} s") for phase, seconds in program.items()]
+    rows += [(f"tracing: {phase}", f"{seconds:.2f} s") for phase, seconds in graph.items()]
+    rows.append(("all", f"{sum(program.values()):.2f} s"))
+    return table(rows, right=(1,))
+
+
+def quoted(token: str) -> str:
+    """A token between quotation marks, so that its spaces can be seen."""
+    return f'"{shown(token)}"'
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"

@@ -1,0 +1,216 @@
+"""`trace "prompt"`: from a prompt to a page, with the short version in the terminal."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import webbrowser
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from circuit_tracer.cli import destinations, options, progress
+from circuit_tracer.cli.task import Task
+from circuit_tracer.errors import InputError, OutputError
+
+if TYPE_CHECKING:
+    import circuit_tracer as ct
+
+EPILOG = """\b
+Examples:
+  trace "The opposite of small is"
+  trace "小的反义词是" -o small.html --open
+  trace "The capital of France is" --target " Paris" --target " London"
+  trace "Le contraire de petit est" --json - | python -m json.tool
+"""
+
+
+@dataclass
+class Timings:
+    """Seconds by phase, in the order they ran."""
+
+    seconds: dict[str, float]
+    since: float
+
+    @classmethod
+    def start(cls) -> Timings:
+        return cls({}, time.perf_counter())
+
+    def lap(self, phase: str) -> None:
+        now = time.perf_counter()
+        self.seconds[phase], self.since = now - self.since, now
+
+
+@click.command(
+    cls=Task,
+    name="trace",
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+)
+@click.argument("prompt")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE.html",
+    help="The page.  [default: named after the prompt, here]",
+)
+@options.tracing
+@click.option(
+    "--save",
+    type=click.Path(path_type=Path),
+    metavar="FILE.safetensors",
+    help="Keep the whole graph, exactly.",
+)
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path),
+    metavar="FILE.json|-",
+    help="Write the pruned graph in Neuronpedia's schema; - prints it and nothing else "
+    "(and writes a page only where -o asks for one).",
+)
+@click.option("--estimate", is_flag=True, help="Say what the run would take, and stop there.")
+@click.option("--open", "open_page", is_flag=True, help="Open the page in a browser.")
+@click.option("-q", "--quiet", is_flag=True, help="Print the page's path only.")
+@click.option("-v", "--verbose", is_flag=True, help="Also token ids and seconds by phase.")
+@options.debug
+def trace(**given: Any) -> None:
+    """Show how a language model arrives at the next token of PROMPT.
+
+    Runs the model once, replaces its MLPs by transcoders, attributes the likeliest next tokens to
+    the features and words that caused them, and writes an interactive page. PROMPT may be - to
+    read it from standard input.
+    """
+    timings = Timings.start()
+    prompt = read_prompt(given["prompt"])
+    page = page_path(given, prompt)
+    destinations.check(page, given["save"], given["json_path"])
+    quiet = given["quiet"] or given["json_path"] == destinations.STDOUT
+    with progress.bar(quiet) as report:
+        model = load_model(given, timings, report)
+        if given["estimate"]:
+            estimate = estimate_run(given, prompt, model)
+        else:
+            graph = run(given, prompt, model, report)
+            timings.lap("tracing")
+            report(1.0, "writing")
+            write(given, graph, page)
+            timings.lap("writing")
+    if given["estimate"]:
+        click.echo(str(estimate))
+        return
+    if page is not None and given["quiet"]:
+        click.echo(str(page))
+    elif not quiet:
+        show(given, graph, page, timings)
+    if page is not None and given["open_page"]:
+        open_in_browser(page)
+
+
+def read_prompt(prompt: str) -> str:
+    """The prompt itself, or what stands on standard input for `-`."""
+    if prompt == "-":
+        prompt = click.get_binary_stream("stdin").read().decode("utf-8", "surrogateescape")
+        prompt = prompt.removesuffix("\n").removesuffix("\r")
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError("the prompt is not valid UTF-8 text") from error
+    if not prompt:
+        raise InputError(
+            'the prompt is empty; give some text, e.g. trace "The opposite of small is"'
+        )
+    return prompt
+
+
+def page_path(given: dict[str, Any], prompt: str) -> Path | None:
+    """Where the page goes; None when only JSON on standard output or an estimate was asked for."""
+    if given["estimate"]:
+        return None
+    only_json = given["json_path"] == destinations.STDOUT and not given["open_page"]
+    if only_json and given["output"] is None:
+        return None
+    return destinations.page(given["output"], prompt)
+
+
+def load_model(
+    given: dict[str, Any], timings: Timings, report: progress.Report
+) -> ct.ReplacementModel:
+    """Import what is heavy, and load the model with its transcoders."""
+    report(0.0, "importing torch and transformers")
+    import circuit_tracer as ct
+
+    loader = ct.load
+    timings.lap("importing")
+    report(0.0, "loading the model")
+    model = loader(
+        given["model"], given["transcoders"], device=given["device"], dtype=given["dtype"]
+    )
+    timings.lap("loading")
+    return model
+
+
+def settings(given: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments that `ct.trace` and its estimate share."""
+    names = ("max_features", "max_logits", "logit_probability", "ignore_positions")
+    targets = list(given["targets"]) or None
+    return {"targets": targets, **{name: given[name] for name in names}}
+
+
+def estimate_run(given: dict[str, Any], prompt: str, model: ct.ReplacementModel) -> Any:
+    from circuit_tracer.tracing import estimate_trace
+
+    return estimate_trace(prompt, model, **settings(given))
+
+
+def run(
+    given: dict[str, Any], prompt: str, model: ct.ReplacementModel, report: progress.Report
+) -> ct.Graph:
+    import circuit_tracer as ct
+
+    return ct.trace(prompt, model, **settings(given), kernels=given["kernels"], progress=report)
+
+
+def write(given: dict[str, Any], graph: ct.Graph, page: Path | None) -> None:
+    """Everything that was asked for, each file whole or not at all."""
+    if given["save"] is not None:
+        graph.save(given["save"])
+    if given["json_path"] is not None:
+        write_json(given, graph)
+    if page is not None:
+        from circuit_tracer.tracing import page_circuit
+
+        page_circuit(graph).save_html(page)
+
+
+def write_json(given: dict[str, Any], graph: ct.Graph) -> None:
+    """The pruned graph as JSON, to its file or to standard output."""
+    thresholds = {name: given[name] for name in ("node_threshold", "edge_threshold")}
+    if given["json_path"] != destinations.STDOUT:
+        graph.to_json(given["json_path"], **thresholds)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "graph.json"
+        graph.to_json(path, **thresholds)
+        click.echo(path.read_text(encoding="utf-8"))
+
+
+def show(given: dict[str, Any], graph: ct.Graph, page: Path | None, timings: Timings) -> None:
+    """The short version, in the terminal."""
+    from circuit_tracer.cli import report
+
+    circuit = graph.prune(nodes=given["node_threshold"], edges=given["edge_threshold"])
+    click.echo(report.text(graph, circuit, verbose=given["verbose"]))
+    if given["verbose"]:
+        click.echo(report.phases(timings.seconds, graph.timings))
+    for what, path in (("graph", given["save"]), ("json", given["json_path"]), ("page", page)):
+        if path is not None:
+            click.echo(f"{what:<10}{path}")
+
+
+def open_in_browser(page: Path) -> None:
+    if not webbrowser.open(page.resolve().as_uri()):
+        raise OutputError(f"no browser could be opened; the page is at {page}")

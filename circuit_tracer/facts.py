@@ -1,0 +1,74 @@
+"""What a graph knows besides numbers: what it explains, where it comes from, what features mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One output that a graph explains.
+
+    Attributes:
+        label: text of the token, or of the direction: `logit( big) − logit( tiny)`.
+        token_id: None for a direction.
+        position: where it is read.
+        probability: of the token, None for a direction.
+        weight: how much it counts in influence and scores; usually the probability.
+    """
+
+    label: str
+    token_id: int | None
+    position: int
+    probability: float | None
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where a graph comes from.
+
+    Attributes:
+        prompt: the text that was traced.
+        model, transcoders: names (hub id or folder, with revision where there is one).
+        transcoder_kind: "plt" (per layer) or "clt" (cross layer); "" where unknown.
+        ignored_positions: positions whose features and errors were left out.
+        settings: arguments of the run; plain JSON values.
+        versions: of the packages that made it.
+        dtype: that the model ran in.
+    """
+
+    prompt: str
+    model: str = ""
+    transcoders: str = ""
+    transcoder_kind: str = ""
+    ignored_positions: tuple[int, ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    dtype: str = ""
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any]) -> Provenance:
+        """From `dataclasses.asdict` after a journey through JSON. TypeError for unknown fields."""
+        ignored = tuple(values.get("ignored_positions", ()))
+        return cls(**{**values, "ignored_positions": ignored})
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureNote:
+    """What is known of a feature: a label, and the tokens its writing raises and lowers most."""
+
+    label: str = ""
+    promoted: tuple[tuple[str, float], ...] = ()
+    suppressed: tuple[tuple[str, float], ...] = ()
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any]) -> FeatureNote:
+        """From `dataclasses.asdict` after a journey through JSON. KeyError for missing fields."""
+        promoted, suppressed = (
+            tuple((str(token), float(logit)) for token, logit in values[name])
+            for name in ("promoted", "suppressed")
+        )
+        return cls(values["label"], promoted, suppressed)

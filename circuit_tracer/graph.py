@@ -1,0 +1,383 @@
+"""A graph: what everything active in a prompt does to what comes after it.
+
+It holds rows of edges, activations, targets, tokens and where they come from; no model. All that is
+asked of it (influence, scores, a pruned `Circuit`, files) is worked out from these.
+
+On disk a graph is one safetensors file: tensors, and a JSON header. Nothing in it can run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import overload
+
+import torch
+
+from circuit_tracer import files, graph_file
+from circuit_tracer.circuit import Circuit
+from circuit_tracer.edges import EdgeRows
+from circuit_tracer.errors import InputError
+from circuit_tracer.facts import FeatureNote, Provenance, Target
+from circuit_tracer.influence import Scores, cumulative, influence, scores
+from circuit_tracer.nodes import Node, NodeIndex, node_id
+from circuit_tracer.prune import EDGES, NODES, Kept, prune
+from circuit_tracer.shapes import Bool, Float, Tensor
+
+__all__ = ["FeatureNote", "Graph", "Provenance", "Target"]
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """An attribution graph.
+
+    Attributes:
+        edges: the rows, and the order of nodes (`index`).
+        activations: (n_features,) of the active features, in node order; NaN where unknown.
+        targets: what is explained, in node order.
+        tokens, token_ids: the prompt; an id is -1 where unknown.
+        provenance: where the graph comes from.
+        notes: labels and logits of features by (layer, feature); may be filled later.
+        timings: seconds by phase of the run that made it; not saved.
+
+    Raises:
+        InputError: lengths that do not fit the index.
+    """
+
+    edges: EdgeRows
+    activations: Float[Tensor, " active"]
+    targets: tuple[Target, ...]
+    tokens: tuple[str, ...]
+    token_ids: tuple[int, ...]
+    provenance: Provenance
+    notes: dict[tuple[int, int], FeatureNote] = field(default_factory=dict)
+    timings: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        index = self.edges.index
+        sizes = {
+            "activations": (len(self.activations), index.n_features),
+            "targets": (len(self.targets), index.n_targets),
+            "tokens": (len(self.tokens), index.n_positions),
+            "token_ids": (len(self.token_ids), index.n_positions),
+        }
+        for name, (got, wanted) in sizes.items():
+            if got != wanted:
+                raise InputError(f"a graph of {wanted} {name} was given {got}")
+        if [target.position for target in self.targets] != index.target_positions.tolist():
+            raise InputError("the targets are read at other positions than their rows say")
+
+    @property
+    def index(self) -> NodeIndex:
+        return self.edges.index
+
+    @property
+    def nodes(self) -> Nodes:
+        """All nodes in matrix order, each made when it is asked for."""
+        return Nodes(self)
+
+    @cached_property
+    def weights(self) -> Float[Tensor, " target"]:
+        """(n_targets,) float64."""
+        return torch.tensor([target.weight for target in self.targets], dtype=torch.float64)
+
+    @cached_property
+    def influence(self) -> Float[Tensor, " node"]:
+        """(n_nodes,) float64: influence of every node on the targets, w^T B."""
+        return influence(self.edges, self.weights)
+
+    @cached_property
+    def scores(self) -> Scores:
+        return scores(self.edges, self.weights)
+
+    @cached_property
+    def n_edges(self) -> int:
+        """Edges that are not zero."""
+        return sum(int(block.values.count_nonzero()) for block in self.edges.blocks)
+
+    @property
+    def closure_error(self) -> float:
+        """Largest |sum of edges + bias terms - value| over all rows; NaN where unknown."""
+        return float(self.edges.residual.abs().max()) if len(self.index) else 0.0
+
+    @cached_property
+    def expanded(self) -> Bool[Tensor, " node"]:
+        """(n_nodes,) True where a node has a row; `.sum()` counts them."""
+        mask = torch.zeros(len(self.index), dtype=torch.bool)
+        mask[self.edges.rows] = True
+        return mask
+
+    def dense(self) -> Float[Tensor, "node node"]:
+        """The whole matrix, [target, source]. Quadratic memory: for small graphs and tests."""
+        return self.edges.dense()
+
+    def node(self, which: int | str) -> Node:
+        """The node of a row number or an id."""
+        return self.nodes[which if isinstance(which, int) else self.row(which)]
+
+    def row(self, name: str) -> int:
+        """Row number of a node id. Raises InputError where there is none."""
+        row = self._target_rows.get(name)
+        if row is None:
+            row = self._source_row(name)
+        if row is None:
+            raise InputError(
+                f"there is no node {name!r} in this graph; ids look like {self.nodes[0].id!r} and "
+                f"{self.nodes[-1].id!r}, see `graph.nodes`"
+            )
+        return row
+
+    def prune(
+        self,
+        nodes: float | None = None,
+        edges: float = EDGES,
+        max_nodes: int | None = None,
+        max_edges: int | None = None,
+    ) -> Circuit:
+        """The part worth looking at; arguments and errors as in `circuit_tracer.prune.prune`."""
+        return self._circuit(prune(self.edges, self.weights, nodes, edges, max_nodes, max_edges))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the graph as one file, whole or not at all.
+
+        Raises:
+            OutputError: it could not be written; an older file is untouched.
+        """
+        header = {
+            "targets": [asdict(target) for target in self.targets],
+            "tokens": self.tokens,
+            "token_ids": self.token_ids,
+            "provenance": asdict(self.provenance),
+            "notes": [[*key, asdict(note)] for key, note in self.notes.items()],
+        }
+        graph_file.write(path, self.edges, self.activations, header)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Graph:
+        """Read a graph that `save` wrote.
+
+        Raises:
+            InputError: there is no such file.
+            GraphFileError: it is damaged, newer than this version, or something else.
+        """
+        edges, activations, header = graph_file.read(path)
+        try:
+            return cls(
+                edges,
+                activations,
+                tuple(Target(**target) for target in header["targets"]),
+                tuple(header["tokens"]),
+                tuple(header["token_ids"]),
+                Provenance.from_plain(header["provenance"]),
+                {
+                    (layer, feature): FeatureNote.from_plain(note)
+                    for layer, feature, note in header["notes"]
+                },
+            )
+        except (InputError, KeyError, TypeError, ValueError) as error:
+            raise graph_file.damaged(path, error) from error
+
+    def to_json(
+        self,
+        path: str | os.PathLike[str],
+        node_threshold: float = NODES,
+        edge_threshold: float = EDGES,
+        slug: str | None = None,
+        scan: str | None = None,
+    ) -> None:
+        """Write the pruned graph in the schema of Neuronpedia and circuit-tracer.
+
+        Args:
+            slug: name of the graph; default made from the prompt.
+            scan: what the front end looks features up by; default the transcoders' name.
+
+        Raises:
+            OutputError: it could not be written; an older file is untouched.
+        """
+        from circuit_tracer import neuronpedia
+
+        circuit = self.prune(node_threshold, edge_threshold)
+        share = cumulative(self.influence).tolist()
+        document = neuronpedia.document(
+            circuit.nodes,
+            [share[self.row(node.id)] for node in circuit.nodes],
+            [(edge.source.id, edge.target.id, edge.weight) for edge in circuit.edges],
+            neuronpedia.metadata(
+                prompt=self.provenance.prompt,
+                tokens=self.tokens,
+                slug=slug,
+                scan=scan or self.provenance.transcoders,
+                thresholds=(node_threshold, edge_threshold),
+                settings={
+                    "provenance": asdict(self.provenance),
+                    "token_ids": list(self.token_ids),
+                    "target_weights": [target.weight for target in self.targets],
+                },
+            ),
+        )
+        files.write_text(path, document)
+
+    @classmethod
+    def from_json(cls, path: str | os.PathLike[str]) -> Graph:
+        """Read a graph in that schema, from whichever tool.
+
+        The file holds a pruned graph, so edges that are not in it are zero, features without
+        edges in count as not expanded, and `closure_error` is NaN: what the rows should add up to
+        is not in the file.
+
+        Raises:
+            InputError: there is no such file.
+            GraphFileError: it does not follow the schema.
+        """
+        from circuit_tracer import neuronpedia
+
+        found = neuronpedia.read(path)
+        notes = {key: FeatureNote(label) for key, label in found.labels.items()}
+        return cls(
+            found.edges,
+            found.activations,
+            found.targets,
+            found.tokens,
+            found.token_ids,
+            found.provenance,
+            notes,
+        )
+
+    def _circuit(self, kept: Kept) -> Circuit:
+        """The circuit of what pruning kept."""
+        index, pieces = self.index, []
+        for block, (row, column) in zip(self.edges.blocks, kept.edges, strict=True):
+            if len(row):
+                used, place = row.unique(return_inverse=True)
+                sums = block.values[used].double().abs().sum(1)
+                weight = block.values[row, column]
+                share = weight.double().abs() / sums[place]
+                sources = self.edges.columns(block)[column]
+                pieces.append((block.rows[row], sources, weight, share))
+        empty = torch.empty(0, dtype=torch.long)
+        targets, sources, weights, shares = (
+            (torch.cat(piece) for piece in zip(*pieces, strict=True))
+            if pieces
+            else (empty, empty, empty.float(), empty.double())
+        )
+        order = (targets * len(index) + sources).argsort()
+        renumber = kept.nodes.cumsum(0) - 1
+        nodes = tuple(self.nodes[row] for row in kept.nodes.nonzero()[:, 0].tolist())
+        return Circuit(
+            nodes=nodes,
+            sources=renumber[sources[order]],
+            targets=renumber[targets[order]],
+            weights=weights[order],
+            shares=shares[order],
+            tokens=self.tokens,
+            provenance=self.provenance,
+            scores=scores(self.edges, self.weights, kept.edges),
+            graph_scores=self.scores,
+            closure_error=self.closure_error,
+            target_weights=dict(
+                zip(
+                    (self.nodes[index.target_row(k)].id for k in range(index.n_targets)),
+                    self.weights.tolist(),
+                    strict=True,
+                )
+            ),
+            thresholds={
+                "node_threshold": kept.node_threshold,
+                "edge_threshold": kept.edge_threshold,
+                "max_nodes": kept.max_nodes,
+                "max_edges": kept.max_edges,
+            },
+            n_all_nodes=len(index),
+            n_all_edges=self.n_edges,
+            n_layers=index.n_layers,
+            notes=self.notes,
+        )
+
+    @cached_property
+    def _target_ids(self) -> tuple[int, ...]:
+        """Feature numbers of the targets: token ids, or -1 - k where none is free to use."""
+        seen: set[tuple[int, int]] = set()
+        numbers = []
+        for k, target in enumerate(self.targets):
+            number = -1 - k if target.token_id is None else target.token_id
+            if (number, target.position) in seen:
+                number = -1 - k
+            seen.add((number, target.position))
+            numbers.append(number)
+        return tuple(numbers)
+
+    @cached_property
+    def _target_rows(self) -> dict[str, int]:
+        index = self.index
+        return {
+            node_id("logit", index.n_layers, target.position, number): index.target_row(k)
+            for k, (target, number) in enumerate(zip(self.targets, self._target_ids, strict=True))
+        }
+
+    def _source_row(self, name: str) -> int | None:
+        """Row of a feature, error or embedding by id; None where there is none."""
+        index, parts = self.index, name.split("_")
+        try:
+            layer, feature, position = (-1 if part == "E" else int(part) for part in parts)
+        except ValueError:
+            return None
+        if not (0 <= position < index.n_positions and layer < index.n_layers):
+            return None
+        if parts[0] == "E":
+            return index.embedding_row(position) if self.token_ids[position] == feature else None
+        if feature == -1 and layer >= 0:
+            return index.error_row(layer, position)
+        return index.feature_row(layer, position, feature)
+
+    def _node(self, row: int) -> Node:
+        kind, layer, position, feature = self.index.locate(row)
+        token, activation, probability = self.tokens[position], None, None
+        if kind == "feature":
+            value = float(self.activations[row])
+            activation = None if value != value else value
+            label = self.notes.get((layer, feature), FeatureNote()).label
+            label = label or f"L{layer}#{feature}"
+        elif kind == "error":
+            label = f"error L{layer} @{position}"
+        elif kind == "embedding":
+            feature, label = self.token_ids[position], token
+        else:
+            target, feature = self.targets[feature], self._target_ids[feature]
+            token, probability = target.label, target.probability
+            label = token if target.token_id is None else f'Output "{token}"'
+        return Node(
+            id=node_id(kind, layer, position, feature),
+            kind=kind,
+            layer=layer,
+            position=position,
+            feature=feature,
+            token=token,
+            activation=activation,
+            influence=float(self.influence[row]),
+            label=label,
+            probability=probability,
+        )
+
+
+class Nodes(Sequence[Node]):
+    """The nodes of a graph in matrix order; each is made when it is looked at."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+
+    def __len__(self) -> int:
+        return len(self._graph.index)
+
+    @overload
+    def __getitem__(self, place: int) -> Node: ...
+    @overload
+    def __getitem__(self, place: slice) -> tuple[Node, ...]: ...
+    def __getitem__(self, place: int | slice) -> Node | tuple[Node, ...]:
+        if isinstance(place, slice):
+            return tuple(self._graph._node(row) for row in range(len(self))[place])
+        return self._graph._node(range(len(self))[place])
+
+    def __repr__(self) -> str:
+        return f"<{len(self):,} nodes>"

@@ -1,0 +1,223 @@
+"""A graph on disk: one safetensors file, tensors and a JSON header, nothing that can run.
+
+Edges are stored flat, block after block, with a table of the blocks:
+
+    features  (n_features, 3)  layer, position, id        target_positions  (n_targets,)
+    blocks    (n_blocks, 3)    layer, position, rows      rows    (n_rows,)  of all blocks
+    values    (n_values,)      of all blocks, row-major   activations  (n_features,)
+    bias, positional, ignored, value  (n_nodes,)          header  (n_bytes,)  JSON in UTF-8
+
+The safetensors metadata say `format` and `version`. A file is believed only after everything in
+it was checked against everything else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import save_file
+
+from circuit_tracer import files
+from circuit_tracer.edges import EdgeRows, RowBlock
+from circuit_tracer.errors import GraphFileError, InputError
+from circuit_tracer.nodes import NodeIndex
+from circuit_tracer.shapes import Float, Tensor
+
+FORMAT = "circuit-graph"
+VERSION = 1
+TERMS = ("bias", "positional", "ignored", "value")
+WHOLE = ("features", "target_positions", "blocks", "rows")
+REAL = ("activations", "values", *TERMS)
+
+
+def write(
+    path: str | os.PathLike[str],
+    edges: EdgeRows,
+    activations: Float[Tensor, " active"],
+    header: dict[str, Any],
+) -> None:
+    """Write a graph, whole or not at all.
+
+    Args:
+        header: plain JSON values; `read` gives them back.
+
+    Raises:
+        InputError: the header is not plain JSON.
+        OutputError: the file could not be written; an older one is untouched.
+    """
+    index, empty = edges.index, torch.empty(0)
+    sizes = {"n_layers": index.n_layers, "n_positions": index.n_positions}
+    try:
+        text = json.dumps({**header, **sizes}, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"the settings of this graph are not plain JSON values: {error}"
+        ) from error
+    table = [[block.layer, block.position, len(block.rows)] for block in edges.blocks]
+    tensors = {
+        "features": index.features,
+        "target_positions": index.target_positions,
+        "blocks": torch.tensor(table, dtype=torch.long).reshape(-1, 3),
+        "rows": torch.cat([empty.long(), *(block.rows for block in edges.blocks)]),
+        "values": torch.cat([block.values.flatten() for block in edges.blocks] or [empty]),
+        "activations": activations,
+        **{name: getattr(edges, name) for name in TERMS},
+        "header": torch.frombuffer(bytearray(text), dtype=torch.uint8),
+    }
+    for name in (*TERMS, "activations", "features", "target_positions"):
+        tensors[name] = tensors[name].detach().clone()  # what shares memory cannot be stored
+    with files.replacing(path) as place:
+        try:
+            save_file(tensors, place, {"format": FORMAT, "version": str(VERSION)})
+        except safetensors.SafetensorError as error:
+            raise OSError(str(error)) from error
+
+
+def read(
+    path: str | os.PathLike[str],
+) -> tuple[EdgeRows, Float[Tensor, " active"], dict[str, Any]]:
+    """The edges, activations and header that `write` was given.
+
+    Raises:
+        InputError: there is no such file.
+        GraphFileError: it is damaged, newer than this version, or something else.
+    """
+    tensors = _tensors(Path(path))
+    try:
+        header = json.loads(tensors["header"].numpy().tobytes())
+        _check_kinds(tensors)
+        index = NodeIndex(
+            tensors["features"],
+            header.pop("n_layers"),
+            header.pop("n_positions"),
+            tensors["target_positions"],
+        )
+        _check_index(index)
+        edges = EdgeRows(index, _blocks(index, tensors), *(tensors[name] for name in TERMS))
+        _check_numbers(edges, tensors)
+    except (InputError, KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
+        raise damaged(path, error) from error
+    return edges, tensors["activations"], header
+
+
+def damaged(path: str | os.PathLike[str], error: Exception) -> GraphFileError:
+    """What to raise for a graph file whose content does not hold together."""
+    said = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else error
+    return GraphFileError(f"{path} is damaged: {said}. Trace the prompt again, or use a copy.")
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise InputError(f"there is no file {path}")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+            if about.get("format") != FORMAT:
+                raise GraphFileError(
+                    f"{path} is a safetensors file but not a graph; "
+                    "give a file written by Graph.save"
+                )
+            version = about.get("version", "")
+            if not version.isdigit() or int(version) > VERSION:
+                raise GraphFileError(
+                    f"{path} has format version {version or 'none'}, this package reads up to "
+                    f"{VERSION}; install a newer version of it"
+                )
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError) as error:
+        raise GraphFileError(f"{path} {_looks_like(path)} ({error})") from error
+
+
+def _looks_like(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            start = file.read(16)
+    except OSError:
+        return "cannot be read"
+    if start[:1] == b"\x80" or start[:2] == b"PK":
+        return (
+            "is a pickle, which could run code, and is not read; "
+            "save the graph as JSON in the tool that made it and read that with Graph.from_json"
+        )
+    if start.lstrip()[:1] in (b"{", b"["):
+        return "looks like JSON; read it with Graph.from_json"
+    return "is damaged or cut short, or not a graph at all; trace the prompt again, or use a copy"
+
+
+def _check_kinds(tensors: dict[str, Tensor]) -> None:
+    for name in WHOLE:
+        if tensors[name].dtype != torch.int64:
+            raise ValueError(f"{name} should be int64, not {tensors[name].dtype}")
+    for name in REAL:
+        if not tensors[name].dtype.is_floating_point or tensors[name].ndim != 1:
+            raise ValueError(f"{name} should be a list of real numbers")
+
+
+def _check_index(index: NodeIndex) -> None:
+    features, targets = index.features, index.target_positions
+    if index.n_layers < 1 or index.n_positions < 1 or targets.ndim != 1 or len(targets) < 1:
+        raise ValueError("it names no layers, no positions or no targets")
+    if features.ndim != 2 or features.shape[1] != 3:
+        raise ValueError(f"features have shape {tuple(features.shape)}, not (n, 3)")
+    limit = torch.tensor([index.n_layers, index.n_positions, 2**62])
+    if not bool(((features >= 0) & (features < limit)).all()):
+        raise ValueError("a feature lies outside the model or the prompt")
+    if not bool(((targets >= 0) & (targets < index.n_positions)).all()):
+        raise ValueError("a target lies outside the prompt")
+    earlier, later = features[:-1], features[1:]
+    rises = later > earlier
+    same = later == earlier
+    if not bool((rises[:, 0] | same[:, 0] & (rises[:, 1] | same[:, 1] & rises[:, 2])).all()):
+        raise ValueError("features are not in order, or one is there twice")
+
+
+def _blocks(index: NodeIndex, tensors: dict[str, Tensor]) -> tuple[RowBlock, ...]:
+    table, rows, values = tensors["blocks"].tolist(), tensors["rows"], tensors["values"]
+    if len({(layer, position) for layer, position, _ in table}) != len(table):
+        raise ValueError("two blocks hold the rows of one layer and position")
+    counts = [count for _, _, count in table]
+    if min(counts, default=1) < 1 or sum(counts) != len(rows):
+        raise ValueError(f"the table of blocks speaks of {sum(counts)} rows, there are {len(rows)}")
+    if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= len(index)):
+        raise ValueError("a row lies outside the graph")
+    blocks, start = [], 0
+    for (layer, position, _), mine in zip(table, rows.split(counts), strict=True):
+        if not bool(
+            ((index.layers[mine] == layer) & (index.positions[mine] == position)).all()
+            and (mine[1:] > mine[:-1]).all()
+            and ((mine < index.first_error) | (mine >= index.first_target)).all()
+        ):
+            raise ValueError(f"rows of layer {layer}, position {position} do not belong there")
+        shape = (len(mine), len(index.cone(layer, position)))
+        stop = start + shape[0] * shape[1]
+        if stop > len(values):
+            raise ValueError("there are fewer values than the table of blocks needs")
+        blocks.append(RowBlock(layer, position, mine, values[start:stop].view(shape)))
+        start = stop
+    if start != len(values):
+        raise ValueError("there are more values than the table of blocks needs")
+    return tuple(blocks)
+
+
+def _check_numbers(edges: EdgeRows, tensors: dict[str, Tensor]) -> None:
+    index = edges.index
+    if len(tensors["activations"]) != index.n_features:
+        raise ValueError("there are not as many activations as features")
+    for name in TERMS:
+        if len(tensors[name]) != len(index):
+            raise ValueError(f"{name} should have {len(index)} numbers, not {len(tensors[name])}")
+    if not bool(torch.isin(torch.arange(index.first_target, len(index)), edges.rows).all()):
+        raise ValueError("a target has no row")
+    for name in ("values", "bias", "positional", "ignored"):
+        if not bool(tensors[name].isfinite().all()):
+            raise ValueError(f"{name} are not all finite numbers")
+    unknown = tensors["value"].isnan()  # all of them in a graph that was read from JSON
+    if bool(tensors["value"].isinf().any()) or bool(unknown.any()) and not bool(unknown.all()):
+        raise ValueError("value is not all finite numbers")
+    if bool(tensors["activations"].isinf().any()):
+        raise ValueError("activations are not all finite numbers")

@@ -1,0 +1,1 @@
+"""Models: what tracing needs of a transformer, as data."""

@@ -1,0 +1,94 @@
+"""Families of transformers, one table entry each.
+
+An entry says where the parts of a block are called and which arithmetic its norms use. Nothing
+else in the package knows an architecture's name. Paths are attribute paths, relative to the model
+for `Family.layers` and its neighbours, relative to a block for the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from circuit_tracer.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where a transformer keeps its parts.
+
+    Attributes:
+        name: what the family is called in messages.
+        architectures: class names of Hugging Face models that belong here.
+        norm: "rms" multiplies by w, "rms_plus_one" by 1 + w, "layer" is LayerNorm.
+        positions: module whose output is the learned position embedding, or None (rotary).
+        attention_norm, post_attention_norm, mlp_norm, post_mlp_norm: norms of a block; None where
+            the block has none there.
+        value, output: projections inside `attention`; with `fused_qkv`, `value` is the fused one.
+        transposed: weights are stored (in, out), as GPT-2's Conv1D.
+    """
+
+    name: str
+    architectures: tuple[str, ...]
+    norm: Literal["rms", "rms_plus_one", "layer"] = "rms"
+    layers: str = "model.layers"
+    positions: str | None = None
+    final_norm: str = "model.norm"
+    unembedding: str = "lm_head"
+    attention_norm: str | None = "input_layernorm"
+    attention: str = "self_attn"
+    value: str = "v_proj"
+    output: str = "o_proj"
+    post_attention_norm: str | None = None
+    mlp_norm: str | None = "post_attention_layernorm"
+    mlp: str = "mlp"
+    post_mlp_norm: str | None = None
+    fused_qkv: bool = False
+    transposed: bool = False
+
+
+LLAMA = Family("Llama", ("LlamaForCausalLM",))
+GEMMA_2 = Family(
+    "Gemma 2",
+    ("Gemma2ForCausalLM",),
+    norm="rms_plus_one",
+    post_attention_norm="post_attention_layernorm",
+    mlp_norm="pre_feedforward_layernorm",
+    post_mlp_norm="post_feedforward_layernorm",
+)
+GPT_2 = Family(
+    "GPT-2",
+    ("GPT2LMHeadModel",),
+    norm="layer",
+    layers="transformer.h",
+    positions="transformer.wpe",
+    final_norm="transformer.ln_f",
+    attention_norm="ln_1",
+    attention="attn",
+    value="c_attn",
+    output="c_proj",
+    mlp_norm="ln_2",
+    fused_qkv=True,
+    transposed=True,
+)
+FAMILIES: tuple[Family, ...] = (
+    LLAMA,
+    replace(LLAMA, name="Mistral", architectures=("MistralForCausalLM",)),
+    replace(LLAMA, name="Qwen 2", architectures=("Qwen2ForCausalLM",)),
+    replace(LLAMA, name="Qwen 3", architectures=("Qwen3ForCausalLM",)),
+    GEMMA_2,
+    replace(GEMMA_2, name="Gemma 3", architectures=("Gemma3ForCausalLM",)),
+    GPT_2,
+)
+
+
+def family_of(architecture: str) -> Family:
+    """The family of a Hugging Face class name. Raises ModelError that lists what is known."""
+    for family in FAMILIES:
+        if architecture in family.architectures:
+            return family
+    known = ", ".join(family.name for family in FAMILIES)
+    raise ModelError(
+        f"{architecture} is not a family this version can trace; it knows {known}. "
+        "A family is one entry in circuit_tracer/models/families.py."
+    )

@@ -1,0 +1,72 @@
+"""What a feature says to the output: the tokens its writing raises and lowers most.
+
+A feature's decoder rows are summed over the layers they write to, taken through the weights of the
+norms on the way to the unembedding (their denominators depend on the prompt and are left out), and
+multiplied with the demeaned unembedding. The numbers rank tokens; they are not logits of a prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from circuit_tracer.circuit import FeatureNote
+from circuit_tracer.replacement import ReplacementModel
+from circuit_tracer.shapes import Float, Int, Tensor
+
+BUDGET = 3e10
+"""Floating point operations that describing the features of one graph may take."""
+
+
+def describe(
+    model: ReplacementModel, features: Sequence[tuple[int, int]], k: int = 8
+) -> dict[tuple[int, int], FeatureNote]:
+    """Notes with the k most promoted and k most suppressed tokens of (layer, id) features.
+
+    Features come most important first; those beyond `BUDGET` are left out.
+    """
+    adapter = model.adapter
+    per_feature = 2.0 * adapter.vocabulary * adapter.d_model
+    wanted = list(dict.fromkeys(features))[: max(30, int(BUDGET / per_feature))]
+    notes: dict[tuple[int, int], FeatureNote] = {}
+    with torch.no_grad():
+        for layer in sorted({layer for layer, _ in wanted}):
+            ids = [feature for at, feature in wanted if at == layer]
+            writes = _writes(model, layer, torch.tensor(ids))
+            for feature, scores in zip(ids, _scores(model, writes), strict=True):
+                up, down = scores.topk(min(k, len(scores))), (-scores).topk(min(k, len(scores)))
+                notes[layer, feature] = FeatureNote(
+                    promoted=_named(model, up.indices, up.values),
+                    suppressed=_named(model, down.indices, -down.values),
+                )
+    return notes
+
+
+def _writes(
+    model: ReplacementModel, layer: int, ids: Int[Tensor, " feature"]
+) -> Float[Tensor, "feature d_model"]:
+    """Decoder rows summed over the layers they write to, post-MLP norm weights applied."""
+    adapter, transcoders = model.adapter, model.transcoders
+    total = torch.zeros(len(ids), adapter.d_model, dtype=adapter.dtype)
+    for written in range(layer, layer + len(transcoders.layer(layer).decoders)):
+        rows = transcoders.decoder_rows(layer, written, ids, adapter.dtype).cpu()
+        norm = adapter.blocks[written].post_mlp_norm
+        if transcoders.write == "mlp.hook_out" and norm is not None:
+            rows = norm.centre(rows) * norm.weight.cpu()
+        total += rows
+    return total.to(adapter.device)
+
+
+def _scores(
+    model: ReplacementModel, writes: Float[Tensor, "feature d_model"]
+) -> Float[Tensor, "feature vocabulary"]:
+    norm = model.adapter.final_norm
+    head = model.adapter.unembedding.weight
+    scores = (norm.centre(writes) * norm.weight).to(head.dtype) @ head.T
+    return (scores - scores.mean(1, keepdim=True)).float().cpu()
+
+
+def _named(model: ReplacementModel, ids: Tensor, values: Tensor) -> tuple[tuple[str, float], ...]:
+    pairs = zip(ids.tolist(), values.tolist(), strict=True)
+    return tuple((model.token_text(token), round(value, 4)) for token, value in pairs)

@@ -1,0 +1,1 @@
+"""Transcoders: sparse stand-ins for a model's MLPs."""

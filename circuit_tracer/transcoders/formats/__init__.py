@@ -1,0 +1,1 @@
+"""File formats of transcoders, one module a format; no maths here."""

@@ -1,0 +1,221 @@
+// The page itself: unpacks, wires the controls, and is the only place that changes the selection.
+
+function select(index, { push = true, tip = false, focus = false } = {}) {
+  if (index === S.selected && index >= 0) return;
+  if (push && S.selected >= 0 && index >= 0) S.trail.push(S.selected);
+  if (index < 0) S.trail = [];
+  S.selected = index;
+  S.walk = null;
+  S.tab = "node";
+  refreshSelection();
+  if (index >= 0) reveal(G.layout.x[index], G.layout.y[index]);
+  if (tip && index >= 0) showTip(index);
+  else hideTip();
+  announce(index);
+  if (focus) $("panel").focus({ preventScroll: innerWidth > 860 });
+  if (push) writeHash(true);
+}
+
+// A selected node below the slider joins the picture; otherwise only the overlay changes.
+function refreshSelection() {
+  const { shown } = visibleNodes();
+  if ([...shown].join() !== G.key) rebuild();
+  else drawOverlay();
+  drawPanel();
+  if (S.show === "table") drawTable();
+}
+
+function announce(index) {
+  if (index < 0) return say("Selection cleared");
+  const node = D.nodes[index];
+  say(`${titleOf(node)}, ${KIND_NAMES[node.kind]}, ${placeOf(node)}, ${D.inputs[index].length} inputs, ${D.outputs[index].length} outputs`);
+}
+
+function goBack() {
+  const index = S.trail.pop();
+  if (index === undefined) return;
+  select(index, { push: false, focus: true });
+  writeHash(true);
+}
+
+function togglePin(index) {
+  S.pins = S.pins.includes(index) ? S.pins.filter((pin) => pin !== index) : [...S.pins, index];
+  refreshSelection();
+  say(`${titleOf(D.nodes[index])} ${S.pins.includes(index) ? "pinned" : "unpinned"}`);
+  writeHash();
+}
+
+function setTab(tab) {
+  S.tab = tab;
+  drawPanel();
+  writeHash();
+}
+
+function setQuery(text) {
+  S.query = text;
+  if ($("search").value !== text) $("search").value = text;
+  if (text) S.tab = "search";
+  drawOverlay();
+  drawPanel();
+  if (text) say(`${found().length} nodes match`);
+  writeHash();
+}
+
+function setTheme() {
+  const dark = S.theme ? S.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+  document.documentElement.dataset.theme = dark ? "dark" : "light";
+  $("theme").setAttribute("aria-pressed", dark);
+  readColours();
+}
+
+// The Edges slider is logarithmic: its first half is where a picture is still readable.
+function edgesAt(place) {
+  return place <= 0 ? 0 : Math.round(Math.exp((place / 100) * Math.log(D.n_edges + 1)) - 1);
+}
+
+function placeOfEdges(count) {
+  return D.n_edges ? (100 * Math.log(count + 1)) / Math.log(D.n_edges + 1) : 0;
+}
+
+function drawControls() {
+  $("influence").value = S.influence;
+  $("influence-says").textContent = `${S.influence} %, ${counted(G.shown.size)} of ${counted(D.nodes.length)} nodes`;
+  const slider = $("edges");
+  if (document.activeElement !== slider) slider.value = placeOfEdges(S.edges);
+  slider.disabled = !D.n_edges;
+  $("edges-says").textContent = `${counted(G.edges.length)} of ${counted(G.inside)}`;
+  slider.setAttribute("aria-valuetext", `${G.edges.length} edges`);
+  drawRail();
+  if (S.show === "table") drawTable();
+}
+
+function drawHead() {
+  $("prompt").replaceChildren(...D.tokens.map((token, position) => h("button", {
+    type: "button", class: "chip", "aria-pressed": false, title: `Column ${position}`,
+    onclick: () => markColumn(position) }, h("bdi", {}, token.startsWith(" ") ? h("i", { "aria-hidden": "true" }, "·") : null, visible(token)))));
+  $("facts").replaceChildren(h("span", { dir: "auto" }, D.model), ...(D.transcoders ? [" · ", h("span", { dir: "auto" }, D.transcoders)] : []),
+    ` · ${counted(D.nodes.length)} nodes · ${counted(D.n_edges)} edges`,
+    ...(D.error_share === null ? [] : [` · ${percent(D.error_share)} of influence through errors`]));
+  $("legend").replaceChildren(...legendItems());
+  for (const text of D.notices) notice(text);
+  const keys = [["click, tap", "select"], ["ctrl-click, long press, P", "pin"], ["drag, shift-wheel", "pan"],
+    ["wheel, pinch, + −", "zoom"], ["0", "fit"], ["arrows", "nearest node"], ["[ and ]", "step through inputs, outputs"],
+    ["B", "back"], ["/", "search"], ["T", "table"], ["Esc", "clear"], ["?", "this help"]];
+  $("keys").replaceChildren(h("h2", {}, "Keys and gestures"), h("dl", {}, keys.map(([key, what]) => h("div", {}, h("dt", {}, key), h("dd", {}, what)))),
+    h("form", { method: "dialog" }, h("button", {}, "Close")));
+}
+
+function markColumn(position) {
+  S.column = S.column === position ? -1 : position;
+  [...$("prompt").children].forEach((chip, at) => chip.setAttribute("aria-pressed", at === S.column));
+  if (S.column >= 0) reveal((G.layout.columns[position][0] + G.layout.columns[position][1]) / 2, null);
+  drawOverlay();
+}
+
+function wireSliders() {
+  let asked = 0;
+  const soon = () => {
+    cancelAnimationFrame(asked);
+    asked = requestAnimationFrame(() => { rebuild(); writeHash(); });
+  };
+  $("influence").addEventListener("input", (event) => { S.influence = Number(event.target.value); soon(); });
+  $("influence").addEventListener("change", drawPanel);
+  $("edges").addEventListener("input", (event) => { S.edges = edgesAt(Number(event.target.value)); soon(); });
+}
+
+function wireButtons() {
+  $("search").addEventListener("input", (event) => setQuery(event.target.value));
+  $("search").addEventListener("keydown", (event) => { if (event.key === "Enter" && found().length) select(found()[0]); });
+  $("theme").addEventListener("click", () => {
+    S.theme = document.documentElement.dataset.theme === "dark" ? "light" : "dark";
+    setTheme();
+    rebuild();
+    writeHash();
+  });
+  $("help").addEventListener("click", () => $("keys").showModal());
+  $("as-table").addEventListener("click", () => setShow(S.show === "table" ? "graph" : "table"));
+  $("skip").addEventListener("click", (event) => { event.preventDefault(); $("panel").focus(); });
+  for (const button of document.querySelectorAll("[data-save]"))
+    button.addEventListener("click", () => { $("save").open = false; SAVERS[button.dataset.save](); });
+  for (const button of document.querySelectorAll("[data-zoom]"))
+    button.addEventListener("click", () => KEYS[{ in: "+", out: "-", fit: "0" }[button.dataset.zoom]]());
+  document.addEventListener("pointerdown", (event) => { if (!event.target.closest("#save")) $("save").open = false; });
+}
+
+function setShow(show) {
+  S.show = show;
+  drawTable();
+  if (show === "graph") { G.width = 0; resized(); }
+  writeHash();
+}
+
+function wireTabs() {
+  for (const button of document.querySelectorAll("[role=tab]")) button.addEventListener("click", () => setTab(button.dataset.tab));
+  $("tabs").addEventListener("keydown", (event) => {
+    const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!by) return;
+    setTab(TABS[(TABS.indexOf(S.tab) + by + TABS.length) % TABS.length]);
+    $(`tab-${S.tab}`).focus();
+    event.preventDefault();
+  });
+}
+
+function applyHash() {
+  readHash();
+  S.trail = [];
+  setTheme();
+  $("search").value = S.query;
+  rebuild();
+  drawPanel();
+  drawTable();
+}
+
+function wire() {
+  wireSliders();
+  wireButtons();
+  wireTabs();
+  listenToPointers();
+  listenToKeys();
+  addEventListener("hashchange", applyHash);
+  addEventListener("beforeprint", resized);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { if (!S.theme) { setTheme(); rebuild(); } });
+  new ResizeObserver(resized).observe($("stage"));
+}
+
+function runScript(buffer) {
+  const url = URL.createObjectURL(new Blob([buffer], { type: "text/javascript" }));
+  return new Promise((resolve, reject) => {
+    const script = h("script", { src: url, onload: resolve, onerror: () => reject(new Error("plotly.js did not load")) });
+    document.head.append(script);
+  }).finally(() => URL.revokeObjectURL(url));
+}
+
+// Shows the plain text instead, and why.
+function giveUp(reason) {
+  document.documentElement.classList.remove("js");
+  $("why").hidden = false;
+  $("why").textContent = reason;
+}
+
+async function start() {
+  if (typeof DecompressionStream !== "function")
+    return giveUp("This browser cannot unpack the graph; here it is as text. Any browser since 2023 shows the picture.");
+  try {
+    const [drawing, script] = await Promise.all([unpack("payload"), unpack("plotly")]);
+    D = readDrawing(drawing);
+    await runScript(script);
+    drawHead();
+    applyHash();
+    wire();
+    $("loading").remove();
+    $("plain").remove();
+    document.documentElement.dataset.ready = "yes";
+  } catch (error) {
+    giveUp(`The picture could not be drawn (${error.message}); here is the graph as text.`);
+    throw error;
+  }
+}
+
+// For tests and the console: where things are, and what is chosen.
+window.circuit = { state: S, graph: G, drawing: () => D, project, svgText, csvText, jsonText };
+start();

@@ -1,0 +1,165 @@
+// The drawing as the page holds it: unpacked columns, edges by strength, and the words for them.
+// view/payload.py writes what is read here; view/wording.py words tokens alike.
+
+const KINDS = ["feature", "error", "embedding", "logit"];
+const KIND_NAMES = { feature: "feature", error: "error", embedding: "token", logit: "output" };
+
+async function unpack(id) {
+  const holder = document.getElementById(id);
+  const text = atob(holder.textContent.trim());
+  holder.remove();
+  const bytes = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Response(stream).arrayBuffer();
+}
+
+function readDrawing(buffer) {
+  const length = new DataView(buffer).getUint32(0, true);
+  const head = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length)));
+  const n = head.n_edges, at = 4 + length;
+  const targets = new Uint32Array(buffer, at, n);
+  const sources = new Uint32Array(buffer, at + 4 * n, n);
+  const weights = new Float32Array(buffer, at + 8 * n, n);
+  const nodes = head.id.map((id, i) => ({
+    index: i, id, kind: KINDS[head.kind[i]], layer: head.layer[i], position: head.position[i],
+    feature: head.feature[i], label: head.label[i] || "", activation: head.activation[i],
+    token: head.token[i] ?? head.tokens[head.position[i]], influence: head.influence[i] ?? 0,
+    probability: head.probability[i] ?? null, promoted: head.promoted[i] || [],
+    suppressed: head.suppressed[i] || [],
+  }));
+  const order = Uint32Array.from({ length: n }, (_, e) => e)
+    .sort((a, b) => Math.abs(weights[b]) - Math.abs(weights[a]) || a - b);
+  const drawing = { ...head, nodes, sources, targets, weights, order };
+  drawing.byId = new Map(nodes.map((node) => [node.id, node.index]));
+  link(drawing);
+  rank(drawing);
+  return drawing;
+}
+
+// Edges of every node, strongest first: inputs[i] and outputs[i] hold edge numbers.
+function link(drawing) {
+  drawing.inputs = drawing.nodes.map(() => []);
+  drawing.outputs = drawing.nodes.map(() => []);
+  for (const e of drawing.order) {
+    drawing.inputs[drawing.targets[e]].push(e);
+    drawing.outputs[drawing.sources[e]].push(e);
+  }
+}
+
+// Features and errors by falling influence with the share that each completes; and, for sizes,
+// the largest measure of each kind.
+function rank(drawing) {
+  const ranked = drawing.nodes.filter((node) => node.kind === "feature" || node.kind === "error")
+    .sort((a, b) => b.influence - a.influence || a.index - b.index);
+  let held = 0;
+  const total = ranked.reduce((sum, node) => sum + Math.max(node.influence, 0), 0);
+  drawing.ranked = ranked.map((node) => node.index);
+  drawing.heldBefore = ranked.map((node) => {
+    const before = held;
+    held += Math.max(node.influence, 0);
+    return before;
+  });
+  drawing.totalInfluence = total;
+  drawing.features = ranked.filter((node) => node.kind === "feature").map((node) => node.index);
+  drawing.logits = drawing.nodes.filter((node) => node.kind === "logit")
+    .sort((a, b) => b.probability - a.probability || a.index - b.index).map((node) => node.index);
+  drawing.largest = {};
+  for (const node of drawing.nodes)
+    drawing.largest[node.kind] = Math.max(drawing.largest[node.kind] || 0, measure(node));
+}
+
+// What the size of a node tells.
+function measure(node) {
+  return node.kind === "logit" ? node.probability || 0 : Math.max(node.influence, 0);
+}
+
+// The strongest path from a node to an output: the product of the shares that each step has in
+// its target's inputs, times the probability of the output. Nodes from the top layer down.
+function findPaths(drawing) {
+  const { nodes, sources, weights } = drawing;
+  const order = nodes.map((node) => node.index).sort((a, b) => nodes[b].layer - nodes[a].layer);
+  const best = new Float64Array(nodes.length), next = new Int32Array(nodes.length).fill(-1);
+  for (const i of drawing.logits) best[i] = nodes[i].probability ?? 1;
+  for (const target of order) {
+    if (!best[target]) continue;
+    let total = 0;
+    for (const e of drawing.inputs[target]) total += Math.abs(weights[e]);
+    for (const e of drawing.inputs[target]) {
+      const reached = best[target] * Math.abs(weights[e]) / total, source = sources[e];
+      if (nodes[source].layer < nodes[target].layer && reached > best[source]) {
+        best[source] = reached;
+        next[source] = e;
+      }
+    }
+  }
+  drawing.pathShare = best;
+  drawing.pathNext = next;
+}
+
+// Edges of the strongest path from a node to an output; empty where there is none.
+function pathFrom(drawing, index) {
+  if (!drawing.pathNext) findPaths(drawing);
+  const path = [];
+  for (let e = drawing.pathNext[index]; e >= 0; e = drawing.pathNext[drawing.targets[e]]) path.push(e);
+  return path;
+}
+
+const SEEN = { "\n": "⏎", "\r": "␍", "\t": "⇥", "\u00a0": "⍽", "\u2028": "␤", "\u2029": "␤",
+  "\u200b": "∅", "\ufeff": "∅" };
+
+// A token with what cannot be seen made visible.
+function visible(token) {
+  const text = [...token].map((character) => SEEN[character] ?? character).join("");
+  const bare = text.replace(/^ +| +$/g, "");
+  return bare || (text ? "␣".repeat(text.length) : "∅");
+}
+
+function shortened(text, most = 12) {
+  const characters = [...text];
+  return characters.length <= most ? text : characters.slice(0, most - 1).join("") + "…";
+}
+
+// Text so that plotly, which reads a little HTML in every string, shows it as it is.
+function literal(text) {
+  return text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+}
+
+function titleOf(node) {
+  if (node.label) return node.label;
+  if (node.kind === "logit") return `Output “${visible(node.token)}”`;
+  if (node.kind === "embedding") return `Token “${visible(node.token)}”`;
+  if (node.kind === "error") return "Error";
+  if (node.promoted.length)
+    return "says " + node.promoted.slice(0, 2).map(([token]) => `“${visible(token)}”`).join(", ");
+  return `#${node.feature}`;
+}
+
+function layerName(layer) {
+  return layer < 0 ? "Emb" : layer >= D.n_layers ? "Out" : `L${layer}`;
+}
+
+function placeOf(node) {
+  return `${layerName(node.layer)} · “${visible(D.tokens[node.position])}”`;
+}
+
+function number(value, digits = 3) {
+  if (value === null || value === undefined) return "–";
+  const size = Math.abs(value);
+  if (size !== 0 && (size < 1e-4 || size >= 1e6)) return value.toExponential(2).replace("-", "−");
+  return String(Number(value.toPrecision(digits))).replace("-", "−");
+}
+
+function signed(value) {
+  const size = Math.abs(value);
+  const text = size >= 100 ? size.toFixed(0) : size >= 0.001 ? size.toFixed(3) : number(size, 2);
+  return (value < 0 ? "−" : "+") + text;
+}
+
+function percent(share) {
+  return share === null || share === undefined ? "–" : `${Number((100 * share).toPrecision(2))} %`;
+}
+
+function counted(n) {
+  return n.toString().replace(/\B(?=(\d{3})+$)/g, ",");
+}

@@ -1,0 +1,198 @@
+// The side panel: Node, Pinned, Search, About. Every row that names a node walks to it.
+
+const FIRST_ROWS = 12;
+
+function drawPanel() {
+  for (const tab of TABS) {
+    const button = $(`tab-${tab}`), on = tab === S.tab;
+    button.setAttribute("aria-selected", on);
+    button.tabIndex = on ? 0 : -1;
+  }
+  $("tab-pinned").textContent = S.pins.length ? `Pinned ${S.pins.length}` : "Pinned";
+  const draw = { node: nodePanel, pinned: pinnedPanel, search: searchPanel, about: aboutPanel }[S.tab];
+  const panel = $("panel");
+  panel.setAttribute("aria-labelledby", `tab-${S.tab}`);
+  panel.replaceChildren(...draw().filter(Boolean));
+  panel.scrollTop = 0;
+}
+
+function glyph(node, className = "") {
+  const picture = svg("svg", { viewBox: "-8 -8 16 16", class: `glyph ${node.kind} ${className}`, "aria-hidden": "true" });
+  picture.append(shapeOf(node, 0, node.kind === "logit" ? 0.5 : 0, 10.5, {}));
+  return picture;
+}
+
+// One row: marker, name, place, bar, value. `share` is the length of the bar.
+function row(index, value, share, negative = false) {
+  const node = D.nodes[index], hidden = !G.shown.has(index);
+  const bar = h("span", { class: negative ? "bar negative" : "bar", "aria-hidden": "true" }, h("i"));
+  bar.firstChild.style.width = `${Math.max(2, 100 * Math.min(share, 1))}%`;
+  return h("li", {}, h("button", {
+    type: "button", class: hidden ? "row below" : "row", "data-id": node.id,
+    title: hidden ? "Below the Influence slider; a click shows it" : null,
+    onclick: () => select(index, { focus: true }),
+    onmouseenter: () => hover(G.shown.has(index) ? index : -1), onmouseleave: () => hover(-1),
+    onfocus: () => hover(G.shown.has(index) ? index : -1), onblur: () => hover(-1),
+  }, glyph(node), h("span", { class: "what" }, h("bdi", {}, titleOf(node)), h("small", {}, h("bdi", {}, placeOf(node)))),
+  bar, h("span", { class: "value" }, value)));
+}
+
+function rows(list, make, empty) {
+  if (!list.length) return h("p", { class: "empty" }, empty);
+  const items = h("ol", { class: "rows" }, list.slice(0, FIRST_ROWS).map(make));
+  if (list.length <= FIRST_ROWS) return items;
+  const more = h("button", { type: "button", class: "more", onclick: () => {
+    items.append(...list.slice(FIRST_ROWS, FIRST_ROWS + 500).map(make));
+    more.remove();
+    items.children[FIRST_ROWS]?.querySelector("button")?.focus();
+  } }, `Show all ${counted(list.length)}`);
+  return h("div", {}, items, more);
+}
+
+function heading(text, count) {
+  return h("h3", {}, text, count === undefined ? null : h("small", {}, ` ${counted(count)}`));
+}
+
+function nodePanel() {
+  return S.selected >= 0 ? selectedPanel(D.nodes[S.selected]) : overviewPanel();
+}
+
+function overviewPanel() {
+  const most = D.features.length ? D.nodes[D.features[0]].influence : 1;
+  return [
+    h("h2", { class: "sr" }, "Overview"),
+    heading("Outputs"),
+    rows(D.logits, (i) => row(i, percent(D.nodes[i].probability), D.nodes[i].probability ?? 0), "The graph has no outputs."),
+    heading("Most influential features", D.features.length),
+    rows(D.features, (i) => row(i, number(D.nodes[i].influence), D.nodes[i].influence / most), "The graph has no features."),
+  ];
+}
+
+function selectedPanel(node) {
+  const pinned = S.pins.includes(node.index);
+  return [
+    h("div", { class: "title" }, glyph(node, "large"), h("h2", { dir: "auto" }, titleOf(node)),
+      h("a", { class: "link", href: `#node=${encodeURIComponent(node.id)}`, title: "Link to this node", "aria-label": "Link to this node" }, "#")),
+    factsOf(node),
+    h("p", { class: "actions" },
+      h("button", { type: "button", disabled: !S.trail.length, onclick: goBack }, "← Back"),
+      h("button", { type: "button", "aria-pressed": pinned, onclick: () => togglePin(node.index) }, pinned ? "Unpin" : "Pin"),
+      h("button", { type: "button", onclick: () => select(-1, { focus: true }) }, "Clear")),
+    wayOf(node),
+    ...(node.kind === "embedding" || node.kind === "error" ? [] : linksOf(node, "inputs", "Inputs", D.sources)),
+    ...(node.kind === "logit" ? [] : linksOf(node, "outputs", "Outputs", D.targets)),
+    ...tokensOf(node),
+  ];
+}
+
+function factsOf(node) {
+  const facts = [["Kind", KIND_NAMES[node.kind]]];
+  if (node.kind === "feature") facts.push(["Feature", `#${node.feature}`]);
+  if (node.layer >= 0 && node.layer < D.n_layers) facts.push(["Layer", String(node.layer)]);
+  facts.push(["Token", h("span", {}, h("bdi", { class: "token" }, `“${visible(D.tokens[node.position])}”`), ` at ${node.position}`)]);
+  if (node.activation !== null) facts.push(["Activation", number(node.activation, 4)]);
+  if (node.probability !== null) facts.push(["Probability", percent(node.probability)]);
+  if (node.kind !== "logit") facts.push(["Influence", number(node.influence)]);
+  facts.push(["Id", h("code", {}, node.id)]);
+  return h("dl", { class: "facts" }, facts.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
+}
+
+function linksOf(node, side, name, ends) {
+  const list = D[side][node.index], most = list.length ? Math.abs(D.weights[list[0]]) : 1;
+  const section = h("section", { "data-side": side, "aria-label": name }, heading(name, list.length),
+    rows(list, (e) => row(ends[e], signed(D.weights[e]), Math.abs(D.weights[e]) / most, D.weights[e] < 0),
+      `No ${side} in this graph.`));
+  return [section];
+}
+
+// The strongest path to an output, as a line of steps.
+function wayOf(node) {
+  const path = pathFrom(D, node.index);
+  if (!path.length) return null;
+  const steps = [node.index, ...path.map((e) => D.targets[e])];
+  const links = steps.map((i, k) => [k ? " → " : "", h("button", { type: "button", class: "step",
+    disabled: i === node.index, onclick: () => select(i, { focus: true }) }, h("bdi", {}, shortened(titleOf(D.nodes[i]), 22)))]);
+  return h("p", { class: "way" }, h("small", {}, "Strongest path to an output"), h("span", {}, links));
+}
+
+function tokensOf(node) {
+  if (node.kind !== "feature") return [];
+  const list = (name, pairs) => pairs.length ? [heading(name), h("ul", { class: "tokens" },
+    pairs.map(([token, value]) => h("li", {}, h("bdi", {}, visible(token)), h("small", {}, value === null ? "" : signed(value)))))] : [];
+  const known = [...list("Promotes", node.promoted), ...list("Suppresses", node.suppressed)];
+  return known.length ? known : [heading("Promotes"), h("p", { class: "empty" }, "This graph holds no token effects.")];
+}
+
+function pinnedPanel() {
+  if (!S.pins.length)
+    return [h("p", { class: "empty" }, "Nothing is pinned. Ctrl-click a node, hold it on a touch screen, or press P.")];
+  const inside = [...D.order].filter((e) => S.pins.includes(D.sources[e]) && S.pins.includes(D.targets[e]));
+  const most = inside.length ? Math.abs(D.weights[inside[0]]) : 1;
+  const pin = (i) => {
+    const item = row(i, number(D.nodes[i].influence), D.nodes[i].influence / (D.nodes[D.features[0]]?.influence || 1));
+    item.append(h("button", { type: "button", class: "drop", "aria-label": `Unpin ${titleOf(D.nodes[i])}`, onclick: () => togglePin(i) }, "✕"));
+    return item;
+  };
+  return [heading("Pinned", S.pins.length), h("ol", { class: "rows pins" }, S.pins.map(pin)),
+    heading("Edges between them", inside.length),
+    rows(inside, (e) => {
+      const item = row(D.targets[e], signed(D.weights[e]), Math.abs(D.weights[e]) / most, D.weights[e] < 0);
+      item.querySelector("bdi").prepend(`${shortened(titleOf(D.nodes[D.sources[e]]), 20)} → `);
+      return item;
+    }, "No edge joins two pinned nodes.")];
+}
+
+function folded(text) {
+  return text.normalize("NFKD").replace(/\p{Mn}/gu, "").toLowerCase();
+}
+
+// Nodes that match the query in name, id, token or promoted tokens, most influential first.
+function found() {
+  const wanted = folded(S.query.trim());
+  if (!wanted) return [];
+  if (found.query === wanted) return found.result;
+  D.haystack ??= D.nodes.map((node) => folded([titleOf(node), node.id, `#${node.feature}`, layerName(node.layer), node.token,
+    visible(node.token), ...node.promoted.map(([token]) => token)].join("\n")));
+  const words = wanted.split(/\s+/);
+  found.query = wanted;
+  found.result = D.nodes.filter((node) => words.every((word) => D.haystack[node.index].includes(word)))
+    .sort((a, b) => b.influence - a.influence || a.index - b.index).map((node) => node.index);
+  return found.result;
+}
+
+function searchPanel() {
+  if (!S.query.trim())
+    return [h("p", { class: "empty" }, "Type to search names, tokens, promoted tokens, feature numbers and ids.")];
+  const hits = found(), most = Math.max(...hits.map((i) => D.nodes[i].influence), 1e-12);
+  return [heading(`“${shortened(S.query, 30)}”`, hits.length),
+    rows(hits, (i) => row(i, number(D.nodes[i].influence), D.nodes[i].influence / most), "Nothing matches.")];
+}
+
+function legendItems() {
+  const line = (className) => {
+    const picture = svg("svg", { viewBox: "0 0 26 10", class: `line ${className}`, "aria-hidden": "true" });
+    picture.append(svg("path", { d: "M1 5H25" }));
+    return picture;
+  };
+  return [h("span", {}, line("positive"), "excites"), h("span", {}, line("negative"), "inhibits"),
+    ...["feature", "embedding", "error", "logit"].map((kind) => h("span", {}, glyph({ kind }), KIND_NAMES[kind]))];
+}
+
+function aboutPanel() {
+  const table = (pairs) => h("dl", { class: "about" }, pairs.map(([name, value]) =>
+    h("div", {}, h("dt", {}, name.replaceAll("_", " ")), h("dd", { dir: "auto" }, typeof value === "number" ? number(value, 4) : String(value ?? "–")))));
+  const link = (name) => h("a", { class: "link", href: `#tab=about`, "aria-label": `Link to ${name}` }, "#");
+  return [
+    h("h2", { class: "sr" }, "About this graph"),
+    heading("Graph"), table([["prompt", D.prompt], ["model", D.model], ["transcoders", D.transcoders], ["layers", D.n_layers],
+      ["tokens", D.tokens.length], ["nodes", counted(D.nodes.length)], ["edges", counted(D.n_edges)],
+      ["influence through errors", percent(D.error_share)]]),
+    ...(Object.keys(D.scores).length ? [heading("Scores"), table(Object.entries(D.scores))] : []),
+    ...(Object.keys(D.about).length ? [heading("Parameters"), table(Object.entries(D.about))] : []),
+    ...(D.notices.length ? [heading("Notices"), h("ul", {}, D.notices.map((text) => h("li", { dir: "auto" }, text)))] : []),
+    heading("Legend"), h("p", { class: "legend" }, legendItems()),
+    h("p", {}, "A node stands in the column of its token, at the height of its layer; its area grows with its influence on the outputs. "
+      + "An edge is the part of its target's input that its source causes: solid excites, dashed inhibits; width and strength of colour tell its rank."),
+    heading("Licences"), h("p", {}, `Drawn with plotly.js ${window.Plotly?.version ?? ""} (MIT licence), which this page holds. `, link("About")),
+  ];
+}

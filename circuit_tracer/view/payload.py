@@ -1,0 +1,110 @@
+"""The drawing as the bytes that a page carries.
+
+    4 bytes      length of the header, little-endian
+    header       JSON in columns, padded with blanks to a multiple of four bytes
+    n × 4 bytes  target of every edge, uint32      (edges sorted by target, then source)
+    n × 4 bytes  source of every edge, uint32
+    n × 4 bytes  weight of every edge, float32
+
+compressed with gzip, no time stamp, so that the same drawing gives the same bytes. Base64 of it
+stands in the page, where no string of a prompt can break out of it, whatever it holds.
+assets/data.js reads it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from base64 import b64encode
+from typing import Any
+
+import numpy as np
+
+from circuit_tracer.view.drawing import (
+    KINDS,
+    START_EDGES,
+    Drawing,
+    error_share,
+    start_share,
+)
+
+FORMAT = 1
+
+
+def packed(data: bytes) -> str:
+    """`data` compressed, as text that is safe anywhere in HTML."""
+    return b64encode(gzip.compress(data, compresslevel=9, mtime=0)).decode("ascii")
+
+
+def encode(drawing: Drawing) -> bytes:
+    """The drawing in the layout above, not yet compressed."""
+    text = json.dumps(_header(drawing), separators=(",", ":"), allow_nan=False)
+    header = text.encode("ascii")
+    header += b" " * (-len(header) % 4)
+    edges = sorted(drawing.edges, key=lambda edge: (edge[1], edge[0], edge[2]))
+    columns = list(zip(*edges, strict=True)) or [(), (), ()]
+    sources, targets, weights = columns
+    return b"".join(
+        [
+            len(header).to_bytes(4, "little"),
+            header,
+            np.asarray(targets, dtype="<u4").tobytes(),
+            np.asarray(sources, dtype="<u4").tobytes(),
+            np.asarray(weights, dtype="<f4").tobytes(),
+        ]
+    )
+
+
+def _header(drawing: Drawing) -> dict[str, Any]:
+    nodes = drawing.nodes
+    return {
+        "format": FORMAT,
+        "prompt": drawing.prompt,
+        "tokens": list(drawing.tokens),
+        "model": drawing.model,
+        "transcoders": drawing.transcoders,
+        "n_layers": drawing.n_layers,
+        "id": [node.id for node in nodes],
+        "kind": [KINDS.index(node.kind) for node in nodes],
+        "layer": [node.layer for node in nodes],
+        "position": [node.position for node in nodes],
+        "feature": [node.feature for node in nodes],
+        # What stands in the prompt is said once; only an output has a token of its own.
+        "token": {i: node.token for i, node in enumerate(nodes) if node.kind == "logit"},
+        "label": {i: node.label for i, node in enumerate(nodes) if node.label},
+        "activation": [_rounded(node.activation) for node in nodes],
+        "influence": [_rounded(node.influence) for node in nodes],
+        "probability": {
+            i: _rounded(node.probability)
+            for i, node in enumerate(nodes)
+            if node.probability is not None
+        },
+        "promoted": {i: _pairs(node.promoted) for i, node in enumerate(nodes) if node.promoted},
+        "suppressed": {
+            i: _pairs(node.suppressed) for i, node in enumerate(nodes) if node.suppressed
+        },
+        "scores": {name: _rounded(value) for name, value in drawing.scores.items()},
+        "about": {name: _plain(value) for name, value in drawing.about.items()},
+        "notices": list(drawing.notices),
+        "error_share": _rounded(error_share(drawing)),
+        "start": {"influence": round(start_share(drawing) * 100), "edges": START_EDGES},
+        "n_edges": len(drawing.edges),
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    """Six significant digits: more than anyone reads, fewer bytes than a float has."""
+    if value is None or not math.isfinite(value):
+        return None
+    return float(f"{value:.6g}")
+
+
+def _pairs(tokens: tuple[tuple[str, float], ...]) -> list[list[Any]]:
+    return [[token, _rounded(value)] for token, value in tokens]
+
+
+def _plain(value: str | float | int) -> str | float | int | None:
+    if isinstance(value, float):
+        return _rounded(value)
+    return value if isinstance(value, (str, int)) else str(value)

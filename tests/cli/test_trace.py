@@ -1,0 +1,171 @@
+"""`trace` on the bundled model, through click."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+import circuit_tracer as ct
+from circuit_tracer.cli.main import main, trace
+
+PROMPT = "The opposite of small is"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*arguments, program=trace, **more):
+    return CliRunner().invoke(program, [str(argument) for argument in arguments], **more)
+
+
+def good(*arguments, **more):
+    result = run(*arguments, **more)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def test_it_prints_what_was_found_and_where_the_page_is(folder):
+    output = good(PROMPT).stdout
+    for said in ("next token", "large", "strongest paths", "→", "replacement", "closure", "kept"):
+        assert said in output
+    assert output.splitlines()[-1].split() == ["page", "the-opposite-of-small-is.html"]
+    assert (folder / "the-opposite-of-small-is.html").read_text().startswith("<!")
+
+
+@pytest.mark.parametrize(
+    "prompt, answer",
+    [
+        (PROMPT, "large"),
+        ("Le contraire de petit est", "grand"),
+        ("小的反义词是", "大"),
+        ("The capital of the state containing Dallas is", "Austin"),
+    ],
+)
+def test_the_four_prompts_of_the_readme(prompt, answer):
+    lines = good(prompt).stdout.splitlines()
+    first = lines[lines.index(next(line for line in lines if "next token" in line)) + 1]
+    assert first.split('"')[1].strip() == answer
+
+
+def test_transcoders_of_the_bundled_model_have_names():
+    assert "clt" not in good(PROMPT, "-q").stdout
+    good(PROMPT, "--transcoders", "clt")
+
+
+def test_the_group_has_the_same_command():
+    assert main.commands["trace"] is trace
+    good("trace", PROMPT, "-q", program=main)
+
+
+def test_quiet_says_the_page_and_nothing_else():
+    result = good(PROMPT, "--quiet")
+    assert result.output == "the-opposite-of-small-is.html\n"
+
+
+def test_verbose_adds_ids_and_seconds():
+    output = good(PROMPT, "-v").stdout
+    for said in ("id", "importing", "loading", "tracing", "writing", " s"):
+        assert said in output
+
+
+def test_json_to_standard_output_is_json_and_nothing_else(folder):
+    result = good(PROMPT, "--json", "-")
+    graph = json.loads(result.stdout)
+    assert set(graph) >= {"metadata", "qParams", "nodes", "links"}
+    assert result.stderr == ""
+    assert list(folder.iterdir()) == []
+
+
+def test_json_and_the_whole_graph_in_files(folder):
+    good(PROMPT, "--json", "small.json", "--save", "small.safetensors", "-o", "page.html")
+    assert json.loads((folder / "small.json").read_text())["nodes"]
+    assert ct.Graph.load(folder / "small.safetensors").tokens
+    assert {path.name for path in folder.iterdir()} == {
+        "small.json",
+        "small.safetensors",
+        "page.html",
+    }
+
+
+def test_stricter_thresholds_keep_less():
+    def nodes(*options):
+        return len(json.loads(good(PROMPT, "--json", "-", *options).stdout)["nodes"])
+
+    assert nodes("--node-threshold", "0.3") < nodes("--node-threshold", "0.9")
+
+
+def test_targets_are_the_tokens_named():
+    output = good(PROMPT, "--target", " large", "--target", " hot").stdout
+    table = output[output.index("next token") : output.index("strongest")]
+    assert '" large"' in table and '" hot"' in table
+    assert len(table.strip().splitlines()) == 3
+
+
+def test_the_estimate_runs_nothing_and_writes_nothing(folder):
+    output = good(PROMPT, "--estimate").stdout
+    assert output.strip()
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("limit", ["0", "10", "all", "auto"])
+def test_limits(limit):
+    assert "expanded" in good(PROMPT, "--max-features", limit).stdout
+
+
+def test_the_prompt_can_come_from_standard_input(folder):
+    good("-", "-q", input="小的反义词是\n")
+    assert (folder / "小的反义词是.html").exists()
+
+
+def test_hostile_prompts_stay_in_their_place():
+    output = good("small </script>\x1b[31m\u202e is", "-o", "page.html").stdout
+    assert "\x1b" not in output and "\u202e" not in output
+
+
+@pytest.mark.parametrize(
+    "arguments, status, said",
+    [
+        ([""], 2, "empty"),
+        ([PROMPT, "--target", "flabbergasted"], 2, "flabbergasted"),
+        ([PROMPT, "--node-threshold", "2"], 2, "between 0 and 1"),
+        ([PROMPT, "--max-features", "some"], 2, "nor all, nor auto"),
+        ([PROMPT, "--ignore-positions", "99"], 2, "99"),
+        ([PROMPT, "--device", "abacus"], 2, "abacus"),
+        ([PROMPT, "--dtype", "float7"], 2, "float7"),
+        ([PROMPT, "-o", "nowhere/page.html"], 1, "nowhere"),
+        ([PROMPT, "-o", "a", "--json", "a"], 2, "apart"),
+        ([PROMPT, "-o", "-"], 2, "page is a file"),
+        ([PROMPT, "--model", "no-such-folder"], 1, "no-such-folder"),
+        ([PROMPT, "--transcoders", "no-such-folder"], 1, "no-such-folder"),
+        (["small " * 5000], 2, "shorten"),
+        ([], 2, "PROMPT"),
+        (["two", "prompts"], 2, "prompts"),
+    ],
+)
+def test_bad_words(arguments, status, said, folder, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    result = run(*arguments)
+    assert result.exit_code == status, result.output
+    assert said in result.stderr
+    assert "Traceback" not in result.output
+    assert list(folder.iterdir()) == []
+
+
+def test_outputs_are_tried_before_the_work(monkeypatch):
+    def never(*_, **__):
+        raise AssertionError("loaded although the page cannot be written")
+
+    monkeypatch.setattr(ct, "load", never)
+    assert run(PROMPT, "-o", "nowhere/page.html").exit_code == 1
+
+
+def test_an_old_page_survives_a_failure(folder):
+    page = folder / "page.html"
+    page.write_text("the old one")
+    assert run(PROMPT, "-o", page, "--target", "flabbergasted").exit_code == 2
+    assert page.read_text() == "the old one"
