@@ -14,8 +14,6 @@ Importing this is cheap: torch and transformers are loaded when a name that need
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -50,18 +48,6 @@ __all__ = [
     "load",
     "trace",
 ]
-
-
-class _Package(ModuleType):
-    """The package. `load` and `trace` are functions here and modules below: importing a module
-    would put it in its function's place, so that is not let happen."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

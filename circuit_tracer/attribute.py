@@ -96,7 +96,7 @@ def attribute(
     _check_memory(estimate(local, len(directions), limit, rate=None), device)
     with torch.no_grad():
         sweep = Sweep(local, index, kernel)
-        done = _Rows(index, directions, CHUNK_ELEMENTS["cuda" if device.type == "cuda" else "cpu"])
+        done = _Rows(index, directions, _chunk_elements(device))
         done.expand(sweep, local.n_layers, _logit_groups(index, directions))
         for layer in reversed(range(local.n_layers)):
             chosen = done.choose(layer, limit)
@@ -156,7 +156,9 @@ def estimate(
         for layer in range(layers)
         for source in local.transcoders.writers(layer)
     )
-    buffers = 4 * max(CHUNK_ELEMENTS["cpu"][1], positions * width * 16)
+    widest = max([n_directions, *(len(index.feature_rows(layer)) for layer in range(layers))])
+    chunk = min(widest, max(1, _chunk_elements(local.errors.device)[1] // (positions * width)))
+    buffers = chunk * (3 * positions * width + active + layers * positions)
     result = int(entries * item)
     rate = matrix_rate(local.errors.device) if rate == 0.0 else rate
     return Estimate(
@@ -183,6 +185,10 @@ def matrix_rate(device: torch.device, size: int = 512, repeats: int = 4) -> floa
             torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - start)
     return 2.0 * size**3 / best
+
+
+def _chunk_elements(device: torch.device) -> tuple[int, int]:
+    return CHUNK_ELEMENTS["cuda" if device.type == "cuda" else "cpu"]
 
 
 def _free_memory(device: torch.device) -> float:

@@ -251,9 +251,10 @@ class Circuit:
 
         graph = networkx.DiGraph(prompt=self.prompt)
         graph.add_nodes_from((node.id, _fields(node)) for node in self.nodes)
+        names = [node.id for node in self.nodes]
         graph.add_edges_from(
-            (edge.source.id, edge.target.id, {"weight": edge.weight, "share": edge.share})
-            for edge in self.edges
+            (names[source], names[target], {"weight": weight, "share": share})
+            for source, target, weight, share in zip(*self._ends, *self._values, strict=True)
         )
         return graph
 
@@ -269,8 +270,8 @@ class Circuit:
             {
                 "source": [self.nodes[place].id for place in self._ends[0]],
                 "target": [self.nodes[place].id for place in self._ends[1]],
-                "weight": self.weights.tolist(),
-                "share": self.shares.tolist(),
+                "weight": self._values[0],
+                "share": self._values[1],
             }
         )
         return nodes, edges
@@ -292,7 +293,7 @@ class Circuit:
                     suppressed=note.suppressed,
                 )
             )
-        edges = zip(*self._ends, self.weights.tolist(), strict=True)
+        edges = zip(*self._ends, self._values[0], strict=True)
         return Drawing(
             prompt=self.prompt,
             tokens=self.tokens,
@@ -331,6 +332,11 @@ class Circuit:
         return self.sources.tolist(), self.targets.tolist()
 
     @cached_property
+    def _values(self) -> tuple[list[float], list[float]]:
+        """(weights, shares)"""
+        return self.weights.tolist(), self.shares.tolist()
+
+    @cached_property
     def _inputs(self) -> list[list[int]]:
         return self._by_end(self._ends[1])
 
@@ -345,7 +351,7 @@ class Circuit:
 
     @cached_property
     def _layered(self) -> Layered:
-        return Layered(self._ends[0], self.shares.tolist(), self._inputs, self._order)
+        return Layered(self._ends[0], self._values[1], self._inputs, self._order)
 
     def _starts(self, source: Node | str | None) -> dict[int, float]:
         places = self._of_kind("embedding") if source is None else [self._place(source)]
@@ -393,13 +399,13 @@ class Circuit:
         return Edge(
             self.nodes[self._ends[0][number]],
             self.nodes[self._ends[1][number]],
-            float(self.weights[number]),
-            float(self.shares[number]),
+            self._values[0][number],
+            self._values[1][number],
         )
 
     def _path(self, end: int, edges: list[int], share: float) -> Path:
         nodes = [self.nodes[self._ends[0][edge]] for edge in edges]
-        weights = tuple(float(self.weights[edge]) for edge in edges)
+        weights = tuple(self._values[0][edge] for edge in edges)
         return Path((*nodes, self.nodes[end]), weights, share)
 
     def _reach(self, start: int, edges_at: list[list[int]], far: list[int]) -> set[int]:

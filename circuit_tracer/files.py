@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,11 +35,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             return
         temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.tmp")
         try:
+            temporary.touch()
+            mode = (target if target.exists() else temporary).stat().st_mode
             yield temporary
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
-            if target.exists():
-                shutil.copymode(target, temporary)
+            temporary.chmod(mode)  # some writers make files that only their owner can read
             os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)

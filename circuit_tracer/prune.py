@@ -134,7 +134,7 @@ def cutoff(chunks: Callable[[], Iterable[Float[Tensor, " score"]]], share: float
             if shift < 48:
                 mine = (bits >> (shift + 16)) == prefix
                 bits, chunk = bits[mine], chunk[mine]
-            bins += torch.bincount((bits >> shift) & 0xFFFF, weights=chunk, minlength=2**16)
+            bins.index_add_(0, (bits >> shift) & 0xFFFF, chunk)
         if shift == 48:
             needed = share * float(bins.sum())
         filled = bins.nonzero()[:, 0].flip(0)

@@ -284,7 +284,7 @@ class _Chunk:
             values = self.out[:, part]
             if group.position + 1 < self.span:
                 values = values[(positions <= group.position).to(values.device)]
-            values = values.T.contiguous().cpu()
+            values = values.T.clone(memory_format=torch.contiguous_format).cpu()
             blocks.append(RowBlock(self.layer, group.position, group.rows, values))
         return blocks
 

@@ -30,17 +30,17 @@ Progress = Callable[[int, int, str], None]  # (steps done, steps in all, what to
 class Schedule:
     """How long and how fast; rates rise over `warm_up` steps, hold, then fall to `floor`."""
 
-    steps: int = 4500
+    steps: int = 3000
     batch: int = 256
     translations: float = 0.12
     glossaries: float = 0.13
     switched: float = 0.45
-    muon_rate: float = 0.015
+    muon_rate: float = 0.016
     muon_decay: float = 0.5
     adam_rate: float = 2.5e-3
     adam_decay: float = 0.1
     warm_up: int = 60
-    hold: float = 0.2
+    hold: float = 0.1
     floor: float = 0.02
     other_weight: float = 0.1
     other_share: float = 0.25

@@ -97,6 +97,9 @@ def make_transcoders(kind: str) -> Callable[[argparse.Namespace, Callable], None
         recipe = replace(recipe, **transcoders.LENGTHS[kind])
         recipe = replace(recipe, steps=steps) if steps else recipe
         net = transcoders.train(kind, data, recipe, options.seed, report)
+        net = transcoders.polish(
+            net, model, tokenizer, sentences, recipe, options.seed, report
+        )
         with _whole(options.out / kind) as folder:
             transcoders.write(transcoders.fold(net), kind, folder, MODEL_NAME)
 
@@ -178,6 +181,8 @@ class _whole:
         if kind is not None:
             shutil.rmtree(self.part, ignore_errors=True)
             return
+        for path in self.part.iterdir():
+            path.chmod(0o644)
         old = self.target.with_name(self.target.name + ".old")
         shutil.rmtree(old, ignore_errors=True)
         if self.target.exists():

@@ -10,10 +10,12 @@ folders are written, in the layout of the circuit-tracer reference tool.
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .corpus import Sentence
@@ -43,8 +45,11 @@ class Recipe:
     dead_after: int = 60
     revive: float = 1 / 32
     revived: int = 64
+    polish_steps: int = 300
+    polish_batch: int = 64
+    polish_rate: float = 3e-4
 
-    def at(self, step: int) -> float:
+    def rate_at(self, step: int) -> float:
         """The learning rate at a step."""
         done = step / self.steps
         falling = 1.0 if done < self.hold else (1 - done) / (1 - self.hold)
@@ -91,14 +96,26 @@ class Transcoders(nn.Module):
 
     def decode(self, active: Tensor) -> Tensor:
         """Activations (layers, tokens, features) -> scaled outputs (layers, tokens, d_model)."""
-        layers, tokens, _ = active.shape
-        parts: list[list[Tensor]] = [[self.b_dec[layer].expand(tokens, -1)] for layer in range(layers)]
+        tokens = active.shape[1]
+        outputs = [self.b_dec[layer].expand(tokens, -1) for layer in range(self.layers)]
         for layer, writes in enumerate(self.w_dec):
             written = (active[layer] @ writes.flatten(1)).view(tokens, writes.shape[1], -1)
-            for ahead in range(writes.shape[1]):
-                parts[layer + ahead].append(written[:, ahead])
-        return torch.stack([torch.stack(part).sum(0) if len(part) > 2 else part[0] + part[1]
-                            for part in parts])
+            for ahead, part in enumerate(written.unbind(1)):
+                outputs[layer + ahead] = outputs[layer + ahead] + part
+        return torch.stack(outputs)
+
+    def at(self, layer: int, inputs: Tensor, active: list[Tensor]) -> Tensor:
+        """`mlp.hook_in` at one layer -> the reconstruction, in the model's own units.
+
+        Appends the layer's activations to `active`, which holds those of the layers below.
+        """
+        pre = (inputs * self.scale_in[layer]) @ self.w_enc[layer].T + self.b_enc[layer, 0]
+        active.append(pre * (pre > self.threshold[layer]))
+        scaled = self.b_dec[layer]
+        for source, writes in enumerate(self.w_dec[: layer + 1]):
+            if layer - source < writes.shape[1]:
+                scaled = scaled + active[source] @ writes[:, layer - source]
+        return scaled * self.scale_out[layer] + self.center[layer]
 
     def batch_threshold(self, pre: Tensor, k: int, rows: int) -> Tensor:
         """The activation that `rows` × k of the first rows' features reach, (layers)."""
@@ -152,7 +169,7 @@ def train(
     idle = torch.zeros(layers, recipe.features)
     for step in range(recipe.steps):
         for group in optimiser.param_groups:
-            group["lr"] = recipe.at(step)
+            group["lr"] = recipe.rate_at(step)
         rows = torch.multinomial(data.weights, recipe.batch, replacement=True, generator=generator)
         inputs = data.inputs[:, rows] * net.scale_in[:, None, None]
         wanted = (data.outputs[:, rows] - net.center[:, None]) / net.scale_out[:, None, None]
@@ -206,6 +223,59 @@ def _revival(
         hopeful = hopeful * (hopeful >= level[:, None])
     guess = hopeful @ net.w_dec[layer][dead, 0]
     return (wrong[layer].detach() - guess).square().mean()
+
+
+def polish(
+    net: Transcoders,
+    model: LeanModel,
+    tokenizer,
+    sentences: list[Sentence],
+    recipe: Recipe,
+    seed: int,
+    progress: Progress,
+) -> Transcoders:
+    """Train on with the set in place of the MLPs, its thresholds fixed.
+
+    Until now every layer saw the model's own residual; spliced in, it sees what the layers below
+    have made of it.  The loss is each layer's error against its MLP *on that input*, and the KL
+    divergence from the model where the answer is decided.
+    """
+    generator = random.Random(seed)
+    net.requires_grad_(True)
+    optimiser = torch.optim.Adam(net.parameters(), lr=recipe.polish_rate, betas=(0.9, 0.99))
+    for step in range(recipe.polish_steps):
+        for group in optimiser.param_groups:
+            group["lr"] = recipe.polish_rate * (1 - step / recipe.polish_steps)
+        chosen = generator.sample(sentences, min(len(sentences), recipe.polish_batch))
+        for ids, last in prompts(tokenizer, chosen, size=len(chosen)):
+            errors, divergence = spliced_errors(net, model, ids, last)
+            (errors.sum() + divergence).backward()
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        if step % 10 == 0:
+            progress(step + 1, recipe.polish_steps, f"polishing, KL {divergence.item():.4f}")
+    return net.requires_grad_(False)
+
+
+def spliced_errors(
+    net: Transcoders, model: LeanModel, ids: Tensor, last: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Normalised errors (layers) with the set spliced in, and the KL where the answer is decided."""
+    rows, errors, active = torch.arange(len(ids)), [], []
+    kept = ids != PAD
+    kept[:, 0] = False
+
+    def replace(layer: int, inputs: Tensor, out: Tensor) -> Tensor:
+        new = net.at(layer, inputs, active)
+        wrong = (new - out.detach())[kept] / net.scale_out[layer]
+        errors.append(wrong.square().mean())
+        return torch.cat((out[:, :1], new[:, 1:]), 1)
+
+    with torch.no_grad():
+        wanted = model.logits(model(ids)[rows, last]).log_softmax(-1)
+    said = model.logits(model(ids, replace)[rows, last]).log_softmax(-1)
+    divergence = F.kl_div(said, wanted, log_target=True, reduction="batchmean")
+    return torch.stack(errors), divergence
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ PATHS = 5
 def text(graph: ct.Graph, circuit: ct.Circuit, verbose: bool = False) -> str:
     """The whole report."""
     parts = [
-        "".join(shown(token) for token in graph.tokens),
+        shown(graph.provenance.prompt),
         predictions(graph, verbose),
         "strongest paths\n" + paths(circuit),
         figures(graph, circuit),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
 import webbrowser
@@ -113,7 +114,7 @@ def trace(**given: Any) -> None:
 def read_prompt(prompt: str) -> str:
     """The prompt itself, or what stands on standard input for `-`."""
     if prompt == "-":
-        prompt = click.get_binary_stream("stdin").read().decode("utf-8", "surrogateescape")
+        prompt = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
         prompt = prompt.removesuffix("\n").removesuffix("\r")
     try:
         prompt.encode("utf-8")

@@ -108,10 +108,6 @@ class TranscoderSet:
             self._open[layer] = self.source(layer)
         return self._open[layer]
 
-    @property
-    def d_model(self) -> int:
-        return self.layer(0).encoder.shape[1]
-
     def pre_activations(
         self, layer: int, x: Float[Tensor, "position d_model"]
     ) -> Float[Tensor, "position feature"]:
@@ -161,9 +157,17 @@ class TranscoderSet:
 
     def check_fits(self, n_layers: int, d_model: int, model: str) -> None:
         """Raise TranscoderError unless the set has the model's layer count and width."""
-        if self.n_layers != n_layers or self.d_model != d_model:
-            raise TranscoderError(
-                f"{self.name} has {self.n_layers} layers of width {self.d_model}, but {model} has "
-                f"{n_layers} layers of width {d_model}: these transcoders belong to another model. "
-                "Pass the set that was trained on this one (--transcoders)."
+        fault = f"{self.name} has {self.n_layers} layers, but {model} has {n_layers}"
+        if self.n_layers == n_layers:
+            widths = [self.layer(layer).encoder.shape[1] for layer in range(n_layers)]
+            wrong = [layer for layer, width in enumerate(widths) if width != d_model]
+            if not wrong:
+                return
+            fault = (
+                f"layer {wrong[0]} of {self.name} has width {widths[wrong[0]]}, but {model} has "
+                f"width {d_model}"
             )
+        raise TranscoderError(
+            f"{fault}: these transcoders belong to another model. Pass the set that was trained "
+            "on this one (--transcoders)."
+        )

@@ -76,7 +76,8 @@ def _edge_traces(drawing: Drawing, places: Layout, chosen: list[int]) -> list[An
         cx, cy = curve(places, source, target)
         xs.extend([*cx, None])
         ys.extend([*cy, None])
-    named: set[bool] = set()
+    strongest = {negative: min(b for b, sign in lines if sign == negative)
+                 for _, negative in lines}
     traces = []
     for (strength, negative), (xs, ys) in sorted(lines.items(), reverse=True):
         line = {
@@ -88,9 +89,8 @@ def _edge_traces(drawing: Drawing, places: Layout, chosen: list[int]) -> list[An
         traces.append(
             Scatter(x=xs, y=ys, mode="lines", line=line, name=name, legendgroup=name,
                     opacity=palette.BIN_OPACITY[strength], hoverinfo="skip",
-                    showlegend=negative not in named)
+                    showlegend=strength == strongest[negative])
         )
-        named.add(negative)
     return traces
 
 
@@ -157,8 +157,9 @@ def _labels(drawing: Drawing, places: Layout, shown: list[int]) -> list[dict[str
         if near or len(taken) == LABELS:
             continue
         taken.append((x, y))
+        edge = "left" if x < places.width / 12 else "center"
         notes.append({"x": x, "y": y, "text": literal(shortened(title(nodes[index]), 24)),
-                      "yshift": 13, "showarrow": False, "bgcolor": "rgba(251,251,249,0.75)",
+                      "yshift": 13, "xanchor": edge, "showarrow": False, "bgcolor": "rgba(251,251,249,0.75)",
                       "borderpad": 0, "font": {"size": 11, "color": palette.INK}})
     return notes
 
@@ -176,11 +177,11 @@ def _frame(drawing: Drawing, places: Layout) -> dict[str, Any]:
         "plot_bgcolor": palette.PAPER,
         "font": {"color": palette.INK, "family": "system-ui, sans-serif", "size": 12},
         "height": 640,
-        "margin": {"l": 48, "r": 48, "t": 90, "b": 90},
+        "margin": {"l": 48, "r": 48, "t": 90, "b": 70},
         "hovermode": "closest",
         "dragmode": "pan",
         "shapes": bands,
-        "legend": {"orientation": "h", "y": -0.16},
+        "legend": {"orientation": "h", "y": -0.12},
         "xaxis": {"range": [0, places.width], "showgrid": False, "zeroline": False,
                   "tickvals": [(left + right) / 2 for left, right in places.columns],
                   "ticktext": names, "ticks": ""},

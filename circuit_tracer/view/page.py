@@ -65,7 +65,11 @@ def _script() -> str:
 
 @cache
 def _plotly() -> str:
-    """plotly.js of the installed plotly package, compressed."""
+    """plotly.js, compressed: a slimmer bundle where packaging put one beside the other assets
+    (assets/plotly.min.js, never committed), else the one of the installed plotly package."""
+    slim = files("circuit_tracer.view").joinpath("assets", "plotly.min.js")
+    if slim.is_file():
+        return packed(slim.read_bytes())
     from plotly.offline import get_plotlyjs
 
     return packed(get_plotlyjs().encode("utf-8"))

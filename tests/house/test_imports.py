@@ -73,6 +73,7 @@ def test_exports_are_not_hidden_by_modules_of_the_same_name():
     import circuit_tracer.tracing, circuit_tracer.loading
     import circuit_tracer as ct
     from circuit_tracer.tracing import page_circuit
+    ct.Graph, ct.Circuit, ct.Node
     print(callable(ct.trace), callable(ct.load))
     """
     assert python(code).split() == ["True", "True"]
@@ -91,6 +92,7 @@ sys.meta_path[:] = [Hiding(finder) for finder in sys.meta_path]
 """
 
 
+@pytest.mark.slow
 def test_tracing_works_without_triton_plotly_and_pandas():
     code = """
     import circuit_tracer as ct

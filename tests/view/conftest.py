@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from circuit_tracer.view import Drawing, DrawnNode, render
+from circuit_tracer.view.drawing import fitted
+from circuit_tracer.view.payload import encode, packed
 
 FRENCH = ("<bos>", "Le", " contraire", " de", " «", " petit", " »", " est", " «", " le", " plus",
           " «")
@@ -119,6 +121,12 @@ class Page:
         """Past the two frames and the timers in which a change is drawn."""
         self.tab.wait_for_timeout(wait)
 
+    def show(self, drawing):
+        """Another drawing in the same page, as if it had been opened with it."""
+        self.js("(packed) => circuit.open(packed)", packed(encode(fitted(drawing))))
+        self.settle()
+        return self
+
     def js(self, script, argument=None):
         return self.tab.evaluate(script, argument)
 
@@ -155,5 +163,28 @@ def drawing() -> Drawing:
 
 
 @pytest.fixture(scope="session")
-def small() -> Drawing:
-    return synthetic(n_features=60, n_edges=400, n_layers=8)
+def standing(browser, drawing, tmp_path_factory):
+    """One window with the usual drawing, opened once; `page` puts it back before every test."""
+    path = tmp_path_factory.mktemp("view") / "page.html"
+    path.write_text(render(drawing), encoding="utf-8")
+    context = browser.new_context(viewport={"width": 1280, "height": 800}, offline=True,
+                                  has_touch=True)
+    yield Page(context.new_page(), path).open()
+    context.close()
+
+
+@pytest.fixture
+def page(standing, drawing):
+    if standing.js("() => circuit.drawing().id[0]") != drawing.nodes[0].id:
+        standing.show(drawing)
+    standing.tab.set_viewport_size({"width": 1280, "height": 800})
+    standing.js("""() => {
+        document.body.style.transform = "";
+        document.querySelectorAll(".notice").forEach((line) => line.remove());
+        location.hash = "#theme=light";
+        location.hash = "";
+        document.activeElement?.blur();
+    }""")
+    standing.settle()
+    standing.complaints.clear()
+    return standing

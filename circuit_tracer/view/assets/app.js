@@ -170,6 +170,17 @@ function applyHash() {
   drawTable();
 }
 
+// Shows a drawing in place of whatever was shown.
+function show(buffer) {
+  D = readDrawing(buffer);
+  Object.assign(G, { layout: null, key: null, frame: null, boxesOf: null });
+  S.column = S.hovered = -1;
+  found.query = null;
+  $("notices").replaceChildren();
+  drawHead();
+  applyHash();
+}
+
 function wire() {
   wireSliders();
   wireButtons();
@@ -202,10 +213,8 @@ async function start() {
     return giveUp("This browser cannot unpack the graph; here it is as text. Any browser since 2023 shows the picture.");
   try {
     const [drawing, script] = await Promise.all([unpack("payload"), unpack("plotly")]);
-    D = readDrawing(drawing);
     await runScript(script);
-    drawHead();
-    applyHash();
+    show(drawing);
     wire();
     $("loading").remove();
     $("plain").remove();
@@ -217,5 +226,6 @@ async function start() {
 }
 
 // For tests and the console: where things are, and what is chosen.
-window.circuit = { state: S, graph: G, drawing: () => D, project, svgText, csvText, jsonText };
+window.circuit = { state: S, graph: G, drawing: () => D, project, pathOf, svgText, csvText, jsonText,
+  open: async (packed) => show(await inflate(packed)) };
 start();

@@ -4,10 +4,16 @@
 const KINDS = ["feature", "error", "embedding", "logit"];
 const KIND_NAMES = { feature: "feature", error: "error", embedding: "token", logit: "output" };
 
-async function unpack(id) {
+// What an element of the page holds; the element goes, so that its megabytes are held once.
+function unpack(id) {
   const holder = document.getElementById(id);
-  const text = atob(holder.textContent.trim());
+  const packed = holder.textContent.trim();
   holder.remove();
+  return inflate(packed);
+}
+
+async function inflate(packed) {
+  const text = atob(packed);
   const bytes = new Uint8Array(text.length);
   for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
@@ -118,11 +124,6 @@ function visible(token) {
 function shortened(text, most = 12) {
   const characters = [...text];
   return characters.length <= most ? text : characters.slice(0, most - 1).join("") + "…";
-}
-
-// Text so that plotly, which reads a little HTML in every string, shows it as it is.
-function literal(text) {
-  return text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 }
 
 function titleOf(node) {

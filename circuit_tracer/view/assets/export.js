@@ -41,7 +41,7 @@ function axesSvg() {
     const turn = G.angle ? ` rotate(${G.angle})` : "";
     group.append(svg("text", { transform: `translate(${middle} ${t + high + 18})${turn}`, "text-anchor": G.angle ? "end" : "middle" }, clean(G.names[i])));
   });
-  for (const value of layerTicks().tickvals) {
+  for (const value of layerTicks()) {
     const y = yOf(value);
     if (y < t || y > t + high) continue;
     group.append(svg("path", { d: `M${l} ${y}H${l + w}`, stroke: c.rule }),

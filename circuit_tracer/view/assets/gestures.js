@@ -43,7 +43,7 @@ function pointerDown(event) {
   touches.set(event.pointerId, at);
   $("stage").setPointerCapture(event.pointerId);
   if (touches.size === 1) {
-    gesture = { kind: "press", from: at, last: at, output: outputAt(event), touch: event.pointerType !== "mouse" };
+    gesture = { kind: "press", from: at, last: at, output: outputAt(event), column: event.target.dataset?.column, touch: event.pointerType !== "mouse" };
     gesture.timer = setTimeout(() => longPress(at), LONG_PRESS);
   } else if (touches.size === 2) {
     clearTimeout(gesture?.timer);
@@ -59,7 +59,7 @@ function spanOfTouches() {
 function pointerMove(event) {
   const at = placeIn(event);
   if (!touches.has(event.pointerId)) {
-    if (event.pointerType === "mouse" && G.frame) hover(nearest(at, MOUSE_REACH), at);
+    if (event.pointerType === "mouse" && G.frame) hover(nearest(at, MOUSE_REACH));
     return;
   }
   touches.set(event.pointerId, at);
@@ -84,7 +84,8 @@ function pinch() {
 
 function pointerUp(event) {
   if (!touches.delete(event.pointerId)) return;
-  if (gesture?.kind === "press") {
+  if (gesture?.kind === "press" && gesture.column) markColumn(Number(gesture.column));
+  else if (gesture?.kind === "press") {
     const index = gesture.output >= 0 ? gesture.output
       : nearest(placeIn(event), gesture.touch ? TOUCH_REACH : MOUSE_REACH);
     if ((event.ctrlKey || event.metaKey) && index >= 0) togglePin(index);
@@ -116,16 +117,17 @@ function wheel(event) {
   else zoomAbout(...placeIn(event), Math.exp(-dy * (event.ctrlKey ? 0.01 : 0.0018)));
 }
 
-function hover(index, at) {
-  if (index !== S.hovered) {
+function hover(index) {
+  const before = S.hovered;
+  if (index !== before) {
     S.hovered = index;
     $("overlay").querySelector(".hover-ring")?.remove();
     const ring = hoverRing();
     if (ring) $("overlay").append(ring);
     $("stage").classList.toggle("over", index >= 0);
   }
-  if (index < 0) hideTip();
-  else showTip(index, at);
+  if (index >= 0) showTip(index);
+  else if (before >= 0) hideTip();
 }
 
 function hideTip() {

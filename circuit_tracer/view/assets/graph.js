@@ -1,5 +1,7 @@
-// The main graph: plotly draws axes, bands and markers; this file decides what it is given, keeps
-// the view inside the data, and tells every other file where a node stands in pixels.
+// The main graph: plotly draws grid, bands and markers; this file decides what it is given, keeps
+// the view inside the data, and tells every other file where a node stands in pixels. Names of
+// tokens and layers are in the overlay: plotly measures each of its own on every frame, which
+// took half the time of a zoom, and reads markup in them.
 
 const G = { layout: null, shown: null, held: 0, edges: [], inside: 0, frame: null, width: 0,
   height: 0, colours: {}, angle: 0, scale: 1 };
@@ -81,6 +83,7 @@ function measureStage() {
   const widths = names.map((name) => textWidth(name, 12.5));
   const spans = G.layout.columns.map(([from, to]) => ((to - from) / G.layout.width) * D.tokens.length * column);
   G.names = names;
+  $("prompt").classList.toggle("wide", $("prompt").scrollWidth > $("prompt").clientWidth + 1);
   G.angle = widths.some((width, i) => width > spans[i] - 4) ? -50 : 0;
   const longest = Math.max(...widths, 0);
   const bottom = G.angle ? Math.min(longest, 100) * 0.78 + 26 : 34;
@@ -118,6 +121,7 @@ function rebuild() {
   drawEdges();
   drawOverlay();
   drawControls();
+  scrollChips();
 }
 
 function traces() {
@@ -143,26 +147,24 @@ function plotLayout() {
     fillcolor: G.colours.band, line: { width: 0 },
   }));
   const axis = { showgrid: false, zeroline: false, showline: false, ticks: "", fixedrange: true,
-    automargin: false, autorange: false, tickfont: { color: G.colours.ink, family: FONT } };
+    automargin: false, autorange: false, showticklabels: false };
   return {
     width: G.width, height: G.height, autosize: false, showlegend: false, hovermode: false,
     margin: { l, t, r, b, pad: 0 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     shapes: bands,
-    xaxis: { ...axis, range: S.view.x.slice(), tickangle: G.angle, tickvals: G.layout.columns.map(([a, z]) => (a + z) / 2),
-      ticktext: G.names.map(literal), tickfont: { ...axis.tickfont, size: 12.5 } },
-    yaxis: { ...axis, range: S.view.y.slice(), ...layerTicks(), showgrid: true, gridcolor: G.colours.rule,
-      tickfont: { ...axis.tickfont, size: G.width < 560 ? 11 : 12 } },
+    xaxis: { ...axis, range: S.view.x.slice() },
+    yaxis: { ...axis, range: S.view.y.slice(), tickvals: layerTicks(), showgrid: true, gridcolor: G.colours.rule },
   };
 }
 
+// Layers that get a line and a name at this zoom.
 function layerTicks() {
   const pixels = G.frame.h / (S.view.y[1] - S.view.y[0]);
   const step = [1, 2, 4, 5, 10, 20, 50, 100].find((size) => size * pixels >= 26) ?? 100;
   const values = [];
   for (let layer = 0; layer < D.n_layers; layer += step) values.push(layer);
   if (values.length > 1 && (D.n_layers - values.at(-1)) * pixels < 14) values.pop();
-  const tickvals = [-1, ...values, D.n_layers];
-  return { tickvals, ticktext: tickvals.map(layerName) };
+  return [-1, ...values, D.n_layers];
 }
 
 let frameAsked = 0, settling = 0;
@@ -179,14 +181,14 @@ function look(view) {
 
 function applyView(moving) {
   if (moving || G.moved) {
-    const ticks = layerTicks();
     Plotly.relayout($("plot"), { "xaxis.range": S.view.x.slice(), "yaxis.range": S.view.y.slice(),
-      "yaxis.tickvals": ticks.tickvals, "yaxis.ticktext": ticks.ticktext });
+      "yaxis.tickvals": layerTicks() });
   }
   G.moved = moving;
   drawEdges(moving);
   drawOverlay();
   drawRail();
+  if (!moving) scrollChips();
 }
 
 function zoomAbout(px, py, factor) {
@@ -229,16 +231,14 @@ function drawRail() {
   rail.style.width = `${G.frame.w}px`;
   bar.style.left = `${(100 * S.view.x[0]) / full.x[1]}%`;
   bar.style.width = `${100 * span}%`;
-  scrollChips();
   $("stage").style.touchAction = S.view.y[1] - S.view.y[0] > (full.y[1] - full.y[0]) * 0.995 ? "pan-y" : "none";
 }
 
 // Keeps the chips of the tokens on screen in sight.
 function scrollChips() {
-  const chips = $("prompt");
-  chips.classList.toggle("more", chips.scrollWidth > chips.clientWidth + 1);
-  const share = (S.view.x[0] + S.view.x[1]) / 2 / fullView().x[1];
-  if (!$("rail").hidden) chips.scrollLeft = share * chips.scrollWidth - chips.clientWidth / 2;
+  if ($("rail").hidden) return;
+  const chips = $("prompt"), share = (S.view.x[0] + S.view.x[1]) / 2 / fullView().x[1];
+  chips.scrollLeft = share * chips.scrollWidth - chips.clientWidth / 2;
 }
 
 let sizing = 0;

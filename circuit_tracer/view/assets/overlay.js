@@ -23,7 +23,7 @@ function drawOverlay() {
   const overlay = $("overlay"), focus = S.selected >= 0;
   overlay.setAttribute("viewBox", `0 0 ${G.width} ${G.height}`);
   $("stage").classList.toggle("focus", focus);
-  const layers = [clipRect(), columnMark(), ...rings()];
+  const layers = [clipRect(), columnMark(), tokenNames(), layerNames(), ...rings()];
   const near = focus ? selectionLayers(layers) : new Set();
   layers.push(outputNames(near), names(focus, near), hoverRing());
   overlay.replaceChildren(...layers.filter(Boolean));
@@ -40,6 +40,30 @@ function columnMark() {
   if (S.column < 0) return null;
   const [from, to] = G.layout.columns[S.column], { t, h } = G.frame;
   return svg("rect", { class: "column", x: xOf(from), y: t, width: xOf(to) - xOf(from), height: h, "clip-path": "url(#inside)" });
+}
+
+// Names of the tokens under their columns; a click marks the column.
+function tokenNames() {
+  const group = svg("g", { class: "tokens-axis" }), { l, t, w, h } = G.frame;
+  G.layout.columns.forEach(([from, to], position) => {
+    const middle = xOf((from + to) / 2);
+    if (middle < l - 1 || middle > l + w + 1) return;
+    const turn = G.angle ? ` rotate(${G.angle})` : "";
+    group.append(svg("text", { class: position === S.column ? "tick marked" : "tick", "data-column": position,
+      transform: `translate(${middle.toFixed(1)} ${t + h + (G.angle ? 14 : 20)})${turn}`,
+      "text-anchor": G.angle ? "end" : "middle" }, G.names[position]));
+  });
+  return group;
+}
+
+function layerNames() {
+  const group = svg("g", { class: "layers-axis" }), { l, t, h } = G.frame;
+  for (const value of layerTicks()) {
+    const y = yOf(value);
+    if (y < t - 1 || y > t + h + 1) continue;
+    group.append(svg("text", { class: "tick", x: l - 5, y: (y + 4).toFixed(1), "text-anchor": "end" }, layerName(value)));
+  }
+  return group;
 }
 
 function shapeOf(node, x, y, size, attributes) {
@@ -137,10 +161,11 @@ function names(focus, near) {
   const most = focus ? NEIGHBOUR_NAMES : Math.min(Math.round((area / 34000) * Math.min(zoom, 2.5)), 70);
   if (focus && inView(S.selected)) addName(group, S.selected, boxes, true, true);
   const wanted = focus ? [...new Set(near.ranked)].filter((i) => D.nodes[i].kind === "feature") : D.features;
-  let placed = 0;
+  let placed = 0, tried = 0;
   for (const i of wanted) {
-    if (placed >= most) break;
+    if (placed >= most || tried >= 3 * most) break;
     if (!G.shown.has(i) || !inView(i, -2)) continue;
+    tried++;
     if (addName(group, i, boxes, false, focus)) placed++;
   }
   return group;
@@ -164,8 +189,11 @@ function addName(group, i, boxes, bold, force) {
   const half = width / 2, { l, w } = G.frame, reach = diameter(node) / 2 + (bold ? 3 : 0);
   const middle = Math.min(Math.max(x, l + half - 24), l + w + G.frame.r - half - 2);
   const spots = [y - reach - 4, y + reach + 12];
-  const free = (base, others) => !others.some((box) => overlaps(box, [middle - half - 3, base - 11, middle + half + 3, base + 3]));
-  const base = spots.find((spot) => free(spot, boxes) && free(spot, markerBoxes(i)))
+  const free = (base, others) => {
+    const mine = [middle - half - 3, base - 11, middle + half + 3, base + 3];
+    return !others.some((box) => box[4] !== i && overlaps(box, mine));
+  };
+  const base = spots.find((spot) => free(spot, boxes) && free(spot, markerBoxes()))
     ?? (force ? spots.find((spot) => free(spot, boxes)) : undefined) ?? (bold ? spots[0] : undefined);
   if (base === undefined) return false;
   boxes.push([middle - half - 3, base - 11, middle + half + 3, base + 3]);
@@ -178,14 +206,14 @@ function overlaps(a, b) {
 }
 
 // Boxes of the markers that a name should not cover.
-function markerBoxes(except) {
+function markerBoxes() {
   if (G.boxesFor !== S.view || G.boxesOf !== G.layout) {
     G.boxesFor = S.view;
     G.boxesOf = G.layout;
     G.boxes = [...G.shown].map((i) => {
       const [x, y] = project(i), r = diameter(D.nodes[i]) / 2 - 1;
       return [x - r, y - r, x + r, y + r, i];
-    });
+    }).filter((box) => box[2] > 0 && box[0] < G.width && box[3] > 0 && box[1] < G.height);
   }
-  return G.boxes.filter((box) => box[4] !== except);
+  return G.boxes;
 }

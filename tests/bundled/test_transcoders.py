@@ -1,0 +1,108 @@
+"""What is written is what was trained: folding, the folder's layout, the threshold."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from circuit_tracer.bundled.transcoders import (
+    Activations,
+    Folded,
+    Recipe,
+    Transcoders,
+    fold,
+    train,
+    write,
+)
+
+LAYERS, WIDTH, FEATURES = 3, 8, 20
+
+
+def random_net(kind: str) -> Transcoders:
+    torch.manual_seed(0)
+    net = Transcoders(kind, LAYERS, WIDTH, FEATURES, seed=1).requires_grad_(False)
+    for tensor in [*net.parameters(), *net.buffers()]:
+        tensor.copy_(torch.rand(tensor.shape) + 0.2 if tensor.ndim == 1 else tensor)
+    for tensor in [net.b_enc, net.b_dec, net.center, *net.w_dec]:
+        tensor.add_(torch.randn(tensor.shape) * 0.3)
+    return net
+
+
+@pytest.fixture(params=["plt", "clt"])
+def kind(request):
+    return request.param
+
+
+def test_folded_set_equals_the_training_network(kind, tmp_path):
+    net = random_net(kind)
+    write(fold(net), kind, tmp_path, "tiny")
+    folded = Folded(tmp_path)
+    inputs = torch.randn(LAYERS, 50, WIDTH)
+    pre = net.encode(inputs * net.scale_in[:, None, None])
+    active = pre * (pre > net.threshold[:, None, None])
+    wanted = net.decode(active) * net.scale_out[:, None, None] + net.center[:, None]
+    got_active = [folded.encode(layer, inputs[layer]) for layer in range(LAYERS)]
+    got = torch.stack([folded.decode(layer, got_active) for layer in range(LAYERS)])
+    same = torch.stack([a > 0 for a in got_active]) == (active > 0)
+    assert same.float().mean() > 0.995  # bfloat16 may move a feature across its threshold
+    rows = same.all(-1).all(0)
+    torch.testing.assert_close(got[:, rows], wanted[:, rows], atol=0.05, rtol=0.05)
+
+
+def test_folding_is_exact_before_rounding(kind):
+    net = random_net(kind).double()
+    with_full = {name: [t.double() for t in ts] for name, ts in fold(net).items()}
+    rounded = max(t.abs().max().item() for t in with_full["W_enc"])
+    assert rounded < 1e3
+    for writes in with_full["W_dec"]:
+        torch.testing.assert_close(
+            writes.flatten(1).norm(dim=1), torch.ones(FEATURES).double(), atol=5e-3, rtol=0
+        )
+
+
+def test_layout_of_the_folder(kind, tmp_path):
+    net = random_net(kind)
+    write(fold(net), kind, tmp_path, "tiny")
+    config = (tmp_path / "config.yaml").read_text()
+    for layer in range(LAYERS):
+        if kind == "plt":
+            assert "model_kind: transcoder_set" in config
+            found = load_file(tmp_path / f"layer_{layer}.safetensors")
+            shapes = {name: tuple(t.shape) for name, t in found.items()}
+            assert shapes == {
+                "W_enc": (FEATURES, WIDTH),
+                "W_dec": (FEATURES, WIDTH),
+                "b_enc": (FEATURES,),
+                "b_dec": (WIDTH,),
+                "activation_function.threshold": (FEATURES,),
+            }
+        else:
+            assert "model_kind: cross_layer_transcoder" in config
+            found = load_file(tmp_path / f"W_enc_{layer}.safetensors")
+            assert set(found) == {f"{n}_{layer}" for n in ("W_enc", "b_enc", "b_dec", "threshold")}
+            writes = load_file(tmp_path / f"W_dec_{layer}.safetensors")[f"W_dec_{layer}"]
+            assert writes.shape == (FEATURES, LAYERS - layer, WIDTH)
+    assert {p.suffix for p in tmp_path.iterdir()} == {".yaml", ".safetensors"}
+
+
+def test_threshold_is_strict(kind, tmp_path):
+    net = random_net(kind)
+    write(fold(net), kind, tmp_path, "tiny")
+    folded = Folded(tmp_path)
+    inputs = torch.zeros(1, WIDTH)
+    folded.threshold[0] = folded.b_enc[0].clone()
+    assert not folded.encode(0, inputs).any()
+
+
+def test_training_lowers_the_error(kind):
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(LAYERS, 600, WIDTH, generator=generator)
+    mixing = torch.randn(LAYERS, WIDTH, WIDTH, generator=generator)
+    data = Activations(inputs, (inputs @ mixing).relu(), torch.ones(600))
+    recipe = Recipe(features=FEATURES, k=6, steps=200, batch=128, rate=1e-2)
+    said = []
+    net = train(kind, data, recipe, 0, lambda done, total, text: said.append(float(text.split()[-1])))
+    assert said[-1] < 0.6 * said[0]
+    again = train(kind, data, recipe, 0, lambda *_: None)
+    assert torch.equal(net.w_enc, again.w_enc)
