@@ -22,7 +22,7 @@ PYTEST ?=
 PROMPT ?= The opposite of small is
 BIN := $(VENV)/bin
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 python -m pip install -qq
-OLD_TESTS ?= $(wildcard tests/attribution tests/models tests/transcoders)
+OLD_TESTS ?= tests/attribution tests/loading
 
 help:
 	@sed -n 's/^#   //p' Makefile

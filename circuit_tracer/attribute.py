@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from circuit_kernels.choice import Choice, edge_rows
 
+from circuit_kernels.choice import Choice, edge_rows
 from circuit_tracer.edges import EdgeRows, RowBlock
 from circuit_tracer.errors import InputError, MemoryBudgetError
 from circuit_tracer.influence import strips
@@ -209,7 +209,7 @@ def _check_memory(planned: Estimate, device: torch.device) -> None:
         fitting = max(1, int(planned.n_targets * free / planned.peak_bytes * 0.8))
         raise MemoryBudgetError(
             f"this graph needs about {planned.peak_bytes / 2**30:.1f} GiB and {free / 2**30:.1f} "
-            f"GiB are free; expand fewer features: max_features={fitting} (--max-features {fitting})"
+            f"GiB are free; expand fewer features, e.g. --max-features {fitting}"
         )
 
 
@@ -247,9 +247,7 @@ def _feature_groups(local: Local, layer: int, rows: Int[Tensor, " target"]) -> l
 class _Rows:
     """Rows as they come in, and the influence that follows from them."""
 
-    def __init__(
-        self, index: NodeIndex, directions: Sequence[Direction], chunk: tuple[int, int]
-    ):
+    def __init__(self, index: NodeIndex, directions: Sequence[Direction], chunk: tuple[int, int]):
         self.index, self.fill, self.most = index, *chunk
         self.found: list[RowBlock] = []
         self.terms: list[Terms] = []

@@ -260,7 +260,11 @@ class Circuit:
 
     def to_pandas(self) -> tuple[pandas.DataFrame, pandas.DataFrame]:
         """(nodes, edges): nodes indexed by id, edges with source, target, weight and share."""
-        import pandas
+        try:
+            import pandas
+        except ModuleNotFoundError as error:
+            missing = "to_pandas needs pandas: pip install 'trace-circuits[pandas]'"
+            raise InputError(missing) from error
 
         columns = list(Node.__dataclass_fields__)
         nodes = pandas.DataFrame(

@@ -1,7 +1,7 @@
 """Every exception the package raises on purpose.
 
     CircuitTracerError                 catch this one
-    ├── InputError        (exit 2)     the words were wrong: a prompt, a token, an option, a node name
+    ├── InputError        (exit 2)     the words were wrong: a prompt, token, option, node name
     ├── ModelError        (exit 1)     a model that cannot be loaded or traced as it is
     ├── TranscoderError   (exit 1)     transcoder files that are damaged or belong to another model
     ├── GraphFileError    (exit 1)     a graph file that is damaged, too new, or not a graph

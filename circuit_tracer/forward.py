@@ -144,7 +144,6 @@ class _Recorder:
         )
 
 
-
 def _read_site(
     transcoders: TranscoderSet, block: Block, seen: dict[str, Tensor], layer: int
 ) -> Tensor:

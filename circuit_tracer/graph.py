@@ -137,7 +137,11 @@ class Graph:
         max_edges: int | None = None,
     ) -> Circuit:
         """The part worth looking at; arguments and errors as in `circuit_tracer.prune.prune`."""
-        return self._circuit(prune(self.edges, self.weights, nodes, edges, max_nodes, max_edges))
+        return self._circuit(
+            prune(
+                self.edges, self.weights, nodes, edges, max_nodes, max_edges, found=self.influence
+            )
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the graph as one file, whole or not at all.

@@ -154,6 +154,8 @@ def _descend(
     for block in rows.descending():
         columns = rows.columns(block)
         errors = (columns >= index.first_error) & (columns < index.first_embedding)
+        if shown is not None and not (arriving[0, block.rows] + own[block.rows]).any():
+            continue  # none of these rows was kept
         for span, absolute in strips(block):
             targets, sums = block.rows[span], absolute.sum(1)
             has_inputs[targets] = sums > 0

@@ -9,8 +9,9 @@ Embeddings and targets stay.
 hundreds of millions, so the threshold is found by selection (`cutoff`): four counting passes over
 the bits of the scores give the very value that sorting them would.
 
-A feature that was never expanded has no edges in and is dropped by the rule above; like everything
-pruned its mass is merged into the error node of its layer and position (`influence.scores`).
+A feature that was never expanded has no edges in, so it cannot stay and does not stand for choice;
+like everything pruned its mass is merged into the error of its layer and position
+(`influence.scores`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ import torch
 from circuit_tracer.edges import EdgeRows, RowBlock
 from circuit_tracer.errors import InputError
 from circuit_tracer.influence import influence, strips
-from circuit_tracer.nodes import NodeIndex
 from circuit_tracer.shapes import Bool, Float, Int, Tensor
 
 NODES = 0.8
@@ -59,13 +59,23 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A block cut to the nodes under consideration: what is left and where it stood."""
+    """A block cut to the nodes under consideration.
+
+    Attributes:
+        number: of the block among the rows' blocks.
+        cut: what is left of it (the very values where that is all).
+        sources: node rows of the columns left.
+        rows, columns: places in the block's values of what is left.
+    """
 
     number: int
-    block: RowBlock
+    cut: RowBlock
+    sources: Int[Tensor, " source"]
     rows: Int[Tensor, " target"]
     columns: Int[Tensor, " source"]
-    sources: Int[Tensor, " source"]
+
+
+_Outcome = tuple[Bool[Tensor, " node"], tuple[Int[Tensor, "2 edge"], ...]]
 
 
 def prune(
@@ -75,6 +85,7 @@ def prune(
     edges: float = EDGES,
     max_nodes: int | None = None,
     max_edges: int | None = None,
+    found: Float[Tensor, " node"] | None = None,
 ) -> Kept:
     """Keep the nodes and edges that matter most (METHOD 3; circuit-tracer's `prune_graph`).
 
@@ -86,6 +97,7 @@ def prune(
         max_nodes: the largest circuit with at most so many features and errors, taken in order
             of influence (ties in node order). With `nodes` given too, both hold.
         max_edges: at most so many edges, the strongest.
+        found: the influence of all nodes, where it is known already.
 
     Raises:
         InputError: a share outside 0 to 1, or a cap below 1.
@@ -97,10 +109,10 @@ def prune(
     for name, cap in (("max_nodes", max_nodes), ("max_edges", max_edges)):
         if cap is not None and cap < 1:
             raise InputError(f"{name}={cap} keeps nothing: give at least 1")
-    found = influence(rows, weights)
-    ranked = _ranked(rows.index, found, nodes)
+    found = influence(rows, weights) if found is None else found
+    ranked = _ranked(rows, found, nodes)
 
-    def keep(count: int) -> tuple[Bool[Tensor, " node"], tuple[Int[Tensor, "2 edge"], ...]]:
+    def keep(count: int) -> _Outcome:
         candidates = torch.zeros(len(rows.index), dtype=torch.bool)
         candidates[ranked[:count]] = True
         candidates[rows.index.first_embedding :] = True
@@ -147,47 +159,48 @@ def cutoff(chunks: Callable[[], Iterable[Float[Tensor, " score"]]], share: float
     return float(torch.tensor(prefix, dtype=torch.int64).view(torch.float64))
 
 
-def _ranked(index: NodeIndex, found: Float[Tensor, " node"], share: float) -> Int[Tensor, " node"]:
-    """Features and errors above the threshold on nodes, most influential first."""
-    threshold = cutoff(lambda: [found], share)
+def _ranked(rows: EdgeRows, found: Float[Tensor, " node"], share: float) -> Int[Tensor, " node"]:
+    """Expanded features and errors above the threshold on nodes, most influential first."""
+    index, threshold = rows.index, cutoff(lambda: [found], share)
     inner = found[: index.first_embedding]
+    good = (inner >= threshold) & (inner > 0)
+    good[: index.n_features] &= torch.isin(torch.arange(index.n_features), rows.rows)
     order = inner.argsort(descending=True, stable=True)
-    return order[(inner[order] >= threshold) & (inner[order] > 0)]
+    return order[good[order]]
 
 
-def _largest(keep, max_nodes: int, most: int, first_embedding: int):
-    """The result of `keep(count)` for the largest count, by bisection, that stays in the cap."""
-    low, high, best = max_nodes, most + 1, keep(max_nodes)
+def _largest(
+    keep: Callable[[int], _Outcome], max_nodes: int, most: int, first_embedding: int
+) -> _Outcome:
+    """The result of `keep(count)` for the largest count, by doubling, then bisection, that fits."""
+    low, high, step, best = max_nodes, most + 1, max_nodes, keep(max_nodes)
     while high - low > 1:
-        middle = (low + high) // 2
+        middle = min(low + step, (low + high) // 2)
         tried = keep(middle)
         if int(tried[0][:first_embedding].sum()) <= max_nodes:
-            low, best = middle, tried
+            low, best, step = middle, tried, 2 * step
         else:
             high = middle
     return best
 
 
 def _parts(rows: EdgeRows, nodes: Bool[Tensor, " node"]) -> list[_Part]:
+    """All blocks cut to `nodes`, from the top layer down; those with nothing left are left out."""
     parts = []
-    place = {id(block): number for number, block in enumerate(rows.blocks)}
+    numbers = {id(block): number for number, block in enumerate(rows.blocks)}
     for block in rows.descending():
+        mine = nodes[block.rows].nonzero()[:, 0]
+        if len(mine) == 0:
+            continue
         columns = rows.columns(block)
-        mine, theirs = nodes[block.rows].nonzero()[:, 0], nodes[columns].nonzero()[:, 0]
-        if len(mine) and len(theirs):
-            parts.append(_Part(place[id(block)], block, mine, theirs, columns[theirs]))
+        theirs = nodes[columns].nonzero()[:, 0]
+        if len(theirs) == 0:
+            continue
+        whole = (len(mine), len(theirs)) == block.values.shape
+        values = block.values if whole else block.values[mine[:, None], theirs]
+        cut = RowBlock(block.layer, block.position, block.rows[mine], values)
+        parts.append(_Part(numbers[id(block)], cut, columns[theirs], mine, theirs))
     return parts
-
-
-def _cut(part: _Part) -> Iterator[tuple[Int[Tensor, " target"], Float[Tensor, "target source"]]]:
-    """|values| of a part in float64, strips of rows: (places of the rows in the block, values)."""
-    whole = (
-        len(part.rows) == len(part.block.rows) and len(part.columns) == part.block.values.shape[1]
-    )
-    values = part.block.values if whole else part.block.values[part.rows][:, part.columns]
-    cut = RowBlock(part.block.layer, part.block.position, part.block.rows[part.rows], values)
-    for span, absolute in strips(cut):
-        yield part.rows[span], absolute
 
 
 def _strong(
@@ -203,29 +216,28 @@ def _strong(
     mass[rows.index.first_target :] = weights.double()
     factors = []
     for part in parts:
-        for places, absolute in _cut(part):
+        for span, absolute in strips(part.cut):
             sums = absolute.sum(1)
-            factor = mass[part.block.rows[places]] / sums.where(sums > 0, torch.inf)
+            factor = mass[part.cut.rows[span]] / sums.where(sums > 0, torch.inf)
             factors.append(factor)
             mass[part.sources] += factor @ absolute
 
-    def scored() -> Iterator[tuple[_Part, Int[Tensor, " target"], Float[Tensor, "target source"]]]:
+    def scored() -> Iterator[tuple[int, slice, Float[Tensor, "target source"]]]:
         factor = iter(factors)
-        for part in parts:
-            for places, absolute in _cut(part):
-                yield part, places, absolute.mul_(next(factor)[:, None])
+        for place, part in enumerate(parts):
+            for span, absolute in strips(part.cut):
+                yield place, span, absolute.mul_(next(factor)[:, None])
 
     threshold = cutoff(lambda: (scores.flatten() for _, _, scores in scored()), share)
     strong, strength = [], []
-    for part, places, scores in scored():
+    for place, span, scores in scored():
         row, column = ((scores >= threshold) & (scores > 0)).nonzero(as_tuple=True)
-        strong.append((part, torch.stack([places[row], part.columns[column]])))
+        strong.append((parts[place], torch.stack([row + span.start, column])))
         strength.append(scores[row, column])
     if max_edges is None or sum(map(len, strength)) <= max_edges:
         return strong
-    chosen = torch.cat(strength).topk(max_edges).indices
     keep = torch.zeros(sum(map(len, strength)), dtype=torch.bool)
-    keep[chosen] = True
+    keep[torch.cat(strength).topk(max_edges).indices] = True
     split = keep.split([len(scores) for scores in strength])
     return [(part, edges[:, mine]) for (part, edges), mine in zip(strong, split, strict=True)]
 
@@ -234,17 +246,12 @@ def _connected(
     rows: EdgeRows,
     nodes: Bool[Tensor, " node"],
     strong: list[tuple[_Part, Int[Tensor, "2 edge"]]],
-) -> tuple[Bool[Tensor, " node"], tuple[Int[Tensor, "2 edge"], ...]]:
+) -> _Outcome:
     """Drop nodes without an edge on the side they need, and their edges, until nothing changes."""
     index = rows.index
-    numbers = [torch.full_like(edges[0], part.number) for part, edges in strong]
-    empty = torch.empty(0, dtype=torch.long)
-    number, row, column = torch.cat(numbers or [empty]), empty, empty
-    targets = sources = empty
-    if strong:
-        row, column = torch.cat([edges for _, edges in strong], 1)
-        targets = torch.cat([part.block.rows[edges[0]] for part, edges in strong])
-        sources = torch.cat([rows.columns(part.block)[edges[1]] for part, edges in strong])
+    empty = [torch.empty(0, dtype=torch.long)]
+    targets = torch.cat(empty + [part.cut.rows[edges[0]] for part, edges in strong])
+    sources = torch.cat(empty + [part.sources[edges[1]] for part, edges in strong])
     alive = torch.ones_like(targets, dtype=torch.bool)
     while True:
         gives, takes = torch.zeros_like(nodes), torch.zeros_like(nodes)
@@ -257,6 +264,9 @@ def _connected(
             break
         nodes = left
         alive = alive & nodes[sources] & nodes[targets]
-    places = torch.stack([row, column])
-    edges = tuple(places[:, alive & (number == each)] for each in range(len(rows.blocks)))
-    return nodes, edges
+    places: list[list[Tensor]] = [[torch.empty(2, 0, dtype=torch.long)] for _ in rows.blocks]
+    lengths = [edges.shape[1] for _, edges in strong]
+    for (part, edges), mine in zip(strong, alive.split(lengths) if strong else (), strict=True):
+        row, column = edges[:, mine]
+        places[part.number].append(torch.stack([part.rows[row], part.columns[column]]))
+    return nodes, tuple(torch.cat(pieces, 1) for pieces in places)

@@ -80,8 +80,10 @@ class Sweep:
         self.terms = torch.stack([local.constants, local.ignored], dim=1)
         if self.fused:
             self.terms[:, 0] += local.attention_constants
-        positions = local.n_positions
-        self.carries_up = positions * positions * self.width <= CARRY_UP_ELEMENTS
+        self.parallel = local.adapter.parallel
+        elements = local.n_positions**2 * self.width
+        # A skip beside a parallel attention of layer 0 would be a second way up.
+        self.carries_up = elements <= CARRY_UP_ELEMENTS and (self.fused or not self.parallel)
         if self.carries_up:
             self._carry_embeddings_up()
 
@@ -111,25 +113,11 @@ class Sweep:
     def rows(self, layer: int, groups: Sequence[Group]) -> tuple[list[RowBlock], Terms]:
         """Edge rows of the targets of one layer (`n_layers` for logits), positions ascending."""
         chunk = _Chunk(self, layer, groups)
-        current = layer
-        if layer == self.layers:
-            current = layer - 1
-            chunk.mlp_at_points(current)
-        if not self.fused or layer < self.layers:
-            chunk.attention_constant_at_points(current)
-        if current > 0 or not self.carries_up:
-            chunk.attention_from_points(current)
-            while current > 0:
-                current -= 1
-                chunk.mlp(current)
-                if current > 0 or not self.carries_up:
-                    chunk.attention(current)
-            if self.carries_up:
-                chunk.embeddings_through_attention()
-            else:
-                chunk.embeddings()
+        if layer == self.layers or self.parallel:
+            chunk.from_above(layer - 1)
         else:
-            chunk.embeddings_at_points()
+            chunk.attention_constant_at_points(layer)
+            chunk.from_attention(layer)
         return chunk.blocks(), chunk.terms()
 
 
@@ -147,6 +135,8 @@ class _Chunk:
         self.out = sweep._buffer("out", len(self.columns), self.targets).zero_()
         self.points = [group.reads.T for group in groups]
         self.gradient = self.points[0]
+        self.past = [torch.zeros_like(point) for point in self.points] if sweep.parallel else []
+        self.beside: Tensor | None = None
         self.sums = self.out.new_zeros(3, self.targets)  # bias, ignored, positional
 
     def _feature_slice(self, layer: int, first: int = 0, stop: int | None = None) -> slice:
@@ -167,6 +157,32 @@ class _Chunk:
     def _embedding_rows(self) -> Tensor:
         return self.out[len(self.out) - self.span :]
 
+    def from_above(self, layer: int) -> None:
+        """All the way down for targets that read the residual stream after block `layer`."""
+        if layer < 0:
+            self.embeddings_below_points()
+            return
+        self.mlp_at_points(layer)
+        if not self.sweep.fused:
+            self.attention_constant_at_points(layer)
+        self.from_attention(layer)
+
+    def from_attention(self, layer: int) -> None:
+        """All the way down from above the attention of block `layer`."""
+        up = self.sweep.carries_up
+        if layer == 0 and up:
+            self.embeddings_at_points()
+            return
+        self.attention_from_points(layer)
+        for below in reversed(range(layer)):
+            self.mlp(below)
+            if below > 0 or not up:
+                self.attention(below)
+        if up:
+            self.embeddings_through_attention()
+        else:
+            self.embeddings()
+
     # At the points where the targets read.
 
     def mlp_at_points(self, layer: int) -> None:
@@ -184,7 +200,11 @@ class _Chunk:
             self.sums[:2, part] += self.sweep.terms[layer, :, p] @ point
             if skip is not None:
                 self.sums[0, part] += local.skip_constant(layer)[p] @ point
-                self.points[number] = point + local.skip_scale(layer)[p] * (skip.T @ point)
+                through = local.skip_scale(layer)[p] * (skip.T @ point)
+                if self.sweep.parallel:
+                    self.past[number] = through
+                else:
+                    self.points[number] = point + through
 
     def attention_constant_at_points(self, layer: int) -> None:
         for group, part, point in zip(self.groups, self.slices, self.points, strict=True):
@@ -198,13 +218,14 @@ class _Chunk:
         self.gradient = self.sweep._buffer("gradient", *shape)
         if len(self.groups) > 1:
             self.gradient.zero_()
-        for group, part, point in zip(self.groups, self.slices, self.points, strict=True):
-            p, count = group.position, point.shape[1]
+        for number, (group, part) in enumerate(zip(self.groups, self.slices, strict=True)):
+            p, point = group.position, self.points[number]
+            count = point.shape[1]
             heads = torch.matmul(block.output.permute(1, 2, 0), point)
             read = torch.matmul(value.transpose(1, 2), heads).reshape(len(value), -1)
             weights = pattern[:, p, : p + 1].T
             spread = (weights @ read).view(p + 1, self.sweep.width, count)
-            spread[p] += point
+            spread[p] += point + self.past[number] if self.past else point
             self.gradient[: p + 1, :, part] = spread
 
     def embeddings_at_points(self) -> None:
@@ -213,6 +234,13 @@ class _Chunk:
             p = group.position
             self._embedding_rows[: p + 1, part] += self.sweep.embedded[p, : p + 1] @ point
             self.sums[2, part] += self.sweep.placed[p] @ point
+
+    def embeddings_below_points(self) -> None:
+        """Edges to embeddings of targets that read the embeddings themselves."""
+        forward = self.local.forward
+        for group, part, point in zip(self.groups, self.slices, self.points, strict=True):
+            self._embedding_rows[group.position, part] += forward.tokens[group.position] @ point
+            self.sums[2, part] += forward.positional[group.position] @ point
 
     # At every position.
 
@@ -233,7 +261,11 @@ class _Chunk:
             added = local.skip_constant(layer)[: self.span].reshape(-1)
             self.sums[0] += added @ gradient.reshape(-1, self.targets)
             scale = local.skip_scale(layer)[: self.span, None, None]
-            gradient += scale * torch.matmul(skip.T, gradient)
+            through = scale * torch.matmul(skip.T, gradient)
+            if self.sweep.parallel:
+                self.beside = through
+            else:
+                gradient += through
         if not self.sweep.fused:
             constant = local.attention_constants[layer, : self.span].reshape(-1)
             self.sums[0] += constant @ gradient.reshape(-1, self.targets)
@@ -257,6 +289,9 @@ class _Chunk:
         value = block.value.reshape(kv * size, width).T
         flat = mixed.view(span, kv * size, targets)
         self.gradient.baddbmm_(value.expand(span, -1, -1), flat)
+        if self.beside is not None:
+            self.gradient += self.beside
+            self.beside = None
 
     def embeddings_through_attention(self) -> None:
         """Edges to embeddings from above the attention of layer 0, which they were carried up."""

@@ -20,7 +20,21 @@ from circuit_tracer.replacement import ReplacementModel
 from circuit_tracer.transcoders.base import Activation, LayerWeights, TranscoderSet
 
 LAYERS, WIDTH, HEADS, VOCABULARY = 3, 16, 4, 40
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "gpt2")
+FAMILIES = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+    "gpt_oss",
+    "phi3",
+    "olmo2",
+    "gemma2",
+    "gemma3",
+    "gpt2",
+    "neox",
+    "neox_sequential",
+)
 PROMPT = [2, 9, 21, 5, 33, 9]
 
 
@@ -30,6 +44,18 @@ def config(family: str, layers: int = LAYERS) -> Any:
     if family == "gpt2":
         return transformers.GPT2Config(
             vocab_size=VOCABULARY, n_positions=32, n_embd=WIDTH, n_layer=layers, n_head=HEADS, **ids
+        )
+    if family.startswith("neox"):
+        return transformers.GPTNeoXConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=WIDTH,
+            intermediate_size=24,
+            num_hidden_layers=layers,
+            num_attention_heads=HEADS,
+            max_position_embeddings=32,
+            rotary_pct=0.5,
+            use_parallel_residual=family == "neox",
+            **ids,
         )
     common = dict(
         vocab_size=VOCABULARY,
@@ -59,6 +85,28 @@ def config(family: str, layers: int = LAYERS) -> Any:
                 attn_logit_softcapping=20.0,
                 final_logit_softcapping=10.0,
             )
+        case "phi3":
+            return transformers.Phi3Config(**common)
+        case "olmo2":
+            return transformers.Olmo2Config(**common)
+        case "qwen3_moe":
+            return transformers.Qwen3MoeConfig(
+                **common,
+                head_dim=6,
+                num_experts=4,
+                num_experts_per_tok=2,
+                moe_intermediate_size=12,
+                decoder_sparse_step=1,
+            )
+        case "gpt_oss":
+            return transformers.GptOssConfig(
+                **common,
+                head_dim=8,
+                num_local_experts=4,
+                num_experts_per_tok=2,
+                sliding_window=3,
+                layer_types=(["sliding_attention", "full_attention"] * layers)[:layers],
+            )
         case "gemma3":
             return transformers.Gemma3TextConfig(
                 **common, head_dim=6, query_pre_attn_scalar=6, sliding_window=3
@@ -74,6 +122,12 @@ CLASSES = {
     "gemma2": "Gemma2ForCausalLM",
     "gemma3": "Gemma3ForCausalLM",
     "gpt2": "GPT2LMHeadModel",
+    "neox": "GPTNeoXForCausalLM",
+    "neox_sequential": "GPTNeoXForCausalLM",
+    "phi3": "Phi3ForCausalLM",
+    "olmo2": "Olmo2ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+    "gpt_oss": "GptOssForCausalLM",
 }
 
 
@@ -81,7 +135,7 @@ def model(family: str, dtype: torch.dtype = torch.float64, seed: int = 0, layers
     """A random model of a family, in eval mode."""
     torch.manual_seed(seed)
     settings = config(family, layers)
-    settings._attn_implementation = "eager"
+    settings._attn_implementation = settings._experts_implementation = "eager"
     net = getattr(transformers, CLASSES[family])(settings)
     draw = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():

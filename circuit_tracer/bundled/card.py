@@ -11,10 +11,10 @@ from pathlib import Path
 
 from . import measure, paths, probes
 from .corpus import corpus, glossaries, switched, translations
+from .folder import INPUT_SITE, OUTPUT_SITE, Folded
 from .language_model import read, shape_dict
 from .tables import facts
 from .tokenizer import entity_shares
-from .transcoders import INPUT_SITE, OUTPUT_SITE, Folded
 
 GOALS = {
     "train": 0.98,
@@ -35,30 +35,33 @@ _MEANING = {
 
 
 def measure_all(
-    folder: Path, pairs: int, seed: int, progress: Callable[[int, int, str], None]
+    folder: Path, pairs: int, count: int, seed: int, progress: Callable[[int, int, str], None]
 ) -> dict[str, object]:
-    """Measure the model and its sets as they stand in `folder`."""
+    """Measure the model and its sets as they stand in `folder`.
+
+    `pairs` of prompts a patch, at most `count` prompts a figure.
+    """
     from transformers import PreTrainedTokenizerFast
 
     model = read(folder / "model")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "model")
     sets = {kind: Folded(folder / kind) for kind in ("plt", "clt")}
-    prompts = measure.unseen(1500, seed)
+    prompts = measure.unseen(min(count, 1500), seed)
     card: dict[str, object] = {"shape": shape_dict(model.shape), "seed": seed}
     steps = {
         "corpus": lambda: _counts(tokenizer),
-        "accuracy": lambda: measure.accuracies(model, tokenizer),
+        "accuracy": lambda: measure.accuracies(model, tokenizer, count),
         "shown": lambda: measure.shown(model, tokenizer, sets),
         "lens": lambda: measure.lens(model, tokenizer, prompts),
         "replacement": lambda: {
             kind: {
-                "features": folded.W_enc[0].shape[0],
+                "features": folded.w_enc[0].shape[0],
                 **measure.replacement(model, tokenizer, folded, prompts),
             }
             for kind, folded in sets.items()
         },
         "patches": lambda: probes.patches(model, tokenizer, pairs, seed),
-        "overlap": lambda: probes.overlap(model, tokenizer, sets["plt"]),
+        "overlap": lambda: probes.overlap(model, tokenizer, sets["plt"], min(count, 250)),
         "graphs": lambda: {
             kind: {p: paths.describe(model, tokenizer, folded, p) for p in measure.SHOWN}
             for kind, folded in sets.items()

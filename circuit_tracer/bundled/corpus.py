@@ -76,12 +76,17 @@ def fill(template: str, language: str, **slots: str) -> tuple[str, str]:
 
 def corpus() -> list[Sentence]:
     """Every fact sentence of every split, in a fixed order (no switched or translated ones)."""
-    out = []
+    return list(_told())
+
+
+@lru_cache(maxsize=1)
+def _told() -> tuple[Sentence, ...]:
+    out: list[Sentence] = []
     for fact in facts():
         if fact.task not in TRANSLATED:
             for language in fact.subject:
                 out += _state(fact, language)
-    return out
+    return tuple(out)
 
 
 def held_out() -> list[Sentence]:

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .corpus import HELD_OUT, Sentence, corpus
+from .folder import Folded
 from .language_model import LeanModel, Replace, rms_norm
 from .tokenizer import PAD
-from .transcoders import Folded, prompts
+from .transcoders import prompts
 
 SHOWN = {
     "The opposite of small is": " large",
@@ -64,11 +65,13 @@ def right(
     """Every sentence with whether the first token of its answer is the likeliest one."""
     out = []
     ordered = sorted(sentences, key=lambda sentence: len(sentence.text))
-    for start, (ids, last) in zip(range(0, len(ordered), 256), prompts(tokenizer, ordered)):
+    for start, (ids, last) in zip(
+        range(0, len(ordered), 256), prompts(tokenizer, ordered), strict=False
+    ):
         rows = torch.arange(len(ids))
         best = model.logits(model(ids, replace)[rows, last]).argmax(-1)
         hits = (best == ids[rows, last + 1]).tolist()
-        out += list(zip(ordered[start : start + 256], hits))
+        out += list(zip(ordered[start : start + 256], hits, strict=False))
     return out
 
 
@@ -76,7 +79,7 @@ def accuracies(model: LeanModel, tokenizer, count: int = 4000) -> dict[str, obje
     """Accuracy by split, and by task and language within each split."""
     out: dict[str, object] = {}
     for split in ("train", *HELD_OUT):
-        results = right(model, tokenizer, sample(split, count if split == "train" else None))
+        results = right(model, tokenizer, sample(split, count))
         parts: dict[str, list[bool]] = defaultdict(list)
         for sentence, hit in results:
             for name in ("all", sentence.task, sentence.language):
@@ -117,7 +120,7 @@ def replacement(model: LeanModel, tokenizer, folded: Folded, sentences: list[Sen
     layers = model.shape.layers
     sums = {name: torch.zeros(layers) for name in ("error", "spread", "error_last", "spread_last")}
     counts = {name: torch.zeros(layers) for name in ("active", "active_last")}
-    width = folded.W_enc[0].shape[0]
+    width = folded.w_enc[0].shape[0]
     fired = {name: torch.zeros(layers, width, dtype=torch.bool) for name in ("all", "last")}
     for ids, last in prompts(tokenizer, sentences):
         rows, kept = torch.arange(len(ids)), ids != PAD

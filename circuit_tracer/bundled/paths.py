@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .folder import Folded
 from .language_model import LeanModel, rotate
-from .transcoders import Folded
 
 
 class Local:
@@ -76,11 +76,13 @@ class Local:
         """What every source writes into one scalar: features, errors, embeddings, in that order."""
         leaves = [*self.outs, self.embedded]
         found = torch.autograd.grad(read, leaves, retain_graph=True, allow_unused=True)
-        grads = [torch.zeros_like(t) if g is None else g for g, t in zip(found, leaves)]
+        grads = [
+            torch.zeros_like(t) if g is None else g for g, t in zip(found, leaves, strict=False)
+        ]
         parts = []
         for layer, active in enumerate(self.active):
             on = active.nonzero()
-            writes = self.folded.W_dec[layer][on[:, 1]]
+            writes = self.folded.w_dec[layer][on[:, 1]]
             reach = torch.stack(grads[layer : layer + writes.shape[1]], 1)[on[:, 0]]
             parts.append(active[on[:, 0], on[:, 1]] * (writes * reach).sum((1, 2)))
         parts += [(grads[i] * error).sum(-1) for i, error in enumerate(self.errors)]
@@ -100,7 +102,7 @@ def describe(model: LeanModel, tokenizer, folded: Folded, prompt: str) -> dict[s
     count = min(10, int((top.values.cumsum(0) < 0.95).sum()) + 1)
     sources = local.sources()
     rows = [
-        local.edges(local.reads[layer][position] @ folded.W_enc[layer][feature])
+        local.edges(local.reads[layer][position] @ folded.w_enc[layer][feature])
         for layer, position, feature in sources
     ]
     mean = model.head.mean(0)

@@ -68,7 +68,7 @@ class Muon(torch.optim.Optimizer):
             for (rows, columns), matrices in alike.items():
                 updates = orthogonal(torch.stack([self._momentum(m) for m in matrices]))
                 rate = group["lr"] * max(1, rows / columns) ** 0.5
-                for matrix, update in zip(matrices, updates):
+                for matrix, update in zip(matrices, updates, strict=False):
                     matrix.mul_(1 - group["lr"] * group["decay"]).add_(update, alpha=-rate)
 
     def _momentum(self, matrix: Tensor) -> Tensor:
@@ -109,7 +109,9 @@ def encode(tokenizer, sentences: list[Sentence], other_weight: float) -> Encoded
     """Sentences made ready to be drawn."""
     found = tokenizer([s.text for s in sentences], return_offsets_mapping=True)
     ids, weights = [], []
-    for sentence, tokens, offsets in zip(sentences, found["input_ids"], found["offset_mapping"]):
+    for sentence, tokens, offsets in zip(
+        sentences, found["input_ids"], found["offset_mapping"], strict=False
+    ):
         start, end = answer_span(sentence)
         answered = [first < end and last > start for first, last in offsets]
         end = len(tokens)
@@ -169,8 +171,8 @@ def pretrain(
     source = batches(_pools(tokenizer, schedule), schedule, seed)
     smooth = None
     for step in range(schedule.steps):
-        for optimiser, rates in zip(optimisers, peaks):
-            for group, peak in zip(optimiser.param_groups, rates):
+        for optimiser, rates in zip(optimisers, peaks, strict=False):
+            for group, peak in zip(optimiser.param_groups, rates, strict=False):
                 group["lr"] = peak * schedule.rate(step)
         loss, answers = _loss(model, forward, next(source), schedule)
         model.zero_grad(set_to_none=True)
@@ -185,7 +187,9 @@ def pretrain(
 def _pools(tokenizer, schedule: Schedule) -> list[tuple[Encoded, float]]:
     plain = [sentence for sentence in corpus() if sentence.split == "train"]
     extra = schedule.translations, schedule.glossaries, schedule.switched
-    sources = zip((plain, translations(), glossaries(), switched()), (1 - sum(extra), *extra))
+    sources = zip(
+        (plain, translations(), glossaries(), switched()), (1 - sum(extra), *extra), strict=False
+    )
     return [(encode(tokenizer, s, schedule.other_weight), share) for s, share in sources]
 
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from .corpus import Sentence, corpus
-from .language_model import LeanModel
+from .folder import Folded
+from .language_model import LeanModel, Patch
 from .tables import LANGUAGES, Fact, facts
-from .transcoders import Folded
 
 CITY = "The capital of the state containing {} is"
 STATE = "The capital of the state of {} is"
@@ -62,17 +62,23 @@ def _patch(
         other, there = _subject(tokenizer, donor[0], new.subject[donor[2]])
         moved = model.residuals(other)[:, 0, there]
         for layer in range(model.shape.layers):
-
-            def put(here: int, x: Tensor, layer: int = layer) -> Tensor:
-                if here == layer:
-                    x = x.clone()
-                    x[0, place] = moved[layer]
-                return x
-
+            put = _putting(layer, place, moved[layer])
             answer = model.logits(model(ids, patch=put)[0, -1]).argmax().item()
             hits[layer] += answer == wanted
         count += 1
     return [round(share, 3) for share in (hits / count).tolist()]
+
+
+def _putting(layer: int, place: int, value: Tensor) -> Patch:
+    """A patch that puts one residual (d_model) at one place after one layer."""
+
+    def put(here: int, x: Tensor) -> Tensor:
+        if here == layer:
+            x = x.clone()
+            x[0, place] = value
+        return x
+
+    return put
 
 
 def _by_key(task: str) -> dict[str, Fact]:
@@ -171,5 +177,7 @@ def sharing(table: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, flo
             if best is None or rank > best[0]:
                 best = (rank, layer, same, over_task, over_unrelated)
         names = ("layer", "same_fact", "over_same_task", "over_unrelated")
-        out[pair] = dict(zip(names, (best[1], *(round(value, 3) for value in best[2:]))))
+        out[pair] = dict(
+            zip(names, (best[1], *(round(value, 3) for value in best[2:])), strict=False)
+        )
     return out

@@ -16,7 +16,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 STAGES = ("model", "plt", "clt", "card")
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     for stage in STAGES if options.stage == "all" else (options.stage,):
         started = time.perf_counter()
-        with _progress(stage, options.quiet) as report:
+        with Bar(stage, options.quiet) as report:
             _STAGES[stage](options, report)
         if stage != "card":
             _note_time(options, stage, time.perf_counter() - started)
@@ -58,10 +58,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--clt-steps", type=int)
     parser.add_argument("--plt-features", type=int, default=1024)
     parser.add_argument("--clt-features", type=int, default=704)
-    parser.add_argument("--sentences", type=int, default=24000, help="for the transcoders")
+    parser.add_argument("--sentences", type=int, default=16000, help="for the transcoders")
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--no-compile", action="store_true", help="never use torch.compile")
     parser.add_argument("--probes", type=int, default=80, help="pairs of prompts a patch")
+    parser.add_argument("--prompts", type=int, default=4000, help="prompts a figure, at most")
     parser.add_argument("--quiet", action="store_true")
     return parser
 
@@ -77,7 +78,7 @@ def make_model(options: argparse.Namespace, report: Callable) -> None:
     schedule = Schedule(steps=options.steps or Schedule.steps)
     compiled = not options.no_compile and shutil.which("g++") is not None
     model = pretrain(tokenizer, shape, schedule, options.seed, compiled, report)
-    with _whole(options.out / "model") as folder:
+    with Whole(options.out / "model") as folder:
         export(model, folder)
         save_tokenizer(tokenizer, folder)
 
@@ -87,6 +88,7 @@ def make_transcoders(kind: str) -> Callable[[argparse.Namespace, Callable], None
 
     def stage(options: argparse.Namespace, report: Callable) -> None:
         from . import transcoders
+        from .folder import fold, write
         from .language_model import read
 
         model, tokenizer = read(options.out / "model"), load_tokenizer(options.out / "model")
@@ -97,11 +99,9 @@ def make_transcoders(kind: str) -> Callable[[argparse.Namespace, Callable], None
         recipe = replace(recipe, **transcoders.LENGTHS[kind])
         recipe = replace(recipe, steps=steps) if steps else recipe
         net = transcoders.train(kind, data, recipe, options.seed, report)
-        net = transcoders.polish(
-            net, model, tokenizer, sentences, recipe, options.seed, report
-        )
-        with _whole(options.out / kind) as folder:
-            transcoders.write(transcoders.fold(net), kind, folder, MODEL_NAME)
+        net = transcoders.polish(net, model, tokenizer, sentences, recipe, options.seed, report)
+        with Whole(options.out / kind) as folder:
+            write(fold(net), kind, folder, MODEL_NAME)
 
     return stage
 
@@ -132,7 +132,7 @@ def make_card(options: argparse.Namespace, report: Callable) -> None:
     from .card import describe, measure_all
 
     old = _card(options)
-    card = measure_all(options.out, options.probes, options.seed, report)
+    card = measure_all(options.out, options.probes, options.prompts, options.seed, report)
     card["minutes"] = old.get("minutes", {})
     _write(options.out / "card.json", json.dumps(card, indent=1, ensure_ascii=False) + "\n")
     _write(options.out / "README.md", describe(card))
@@ -166,7 +166,7 @@ def _write(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-class _whole:
+class Whole:
     """A context manager: a new folder that takes its target's place only when it is complete."""
 
     def __init__(self, target: Path) -> None:
@@ -191,7 +191,7 @@ class _whole:
         shutil.rmtree(old, ignore_errors=True)
 
 
-class _progress:
+class Bar:
     """A context manager: a rich progress bar on stderr, silent with `quiet` or off a terminal."""
 
     def __init__(self, stage: str, quiet: bool) -> None:

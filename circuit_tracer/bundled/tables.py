@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from importlib import resources
 
 LANGUAGES = ("en", "fr", "de", "es", "zh")
@@ -31,7 +31,7 @@ class Fact:
     operand: Words | None = None
 
 
-@lru_cache(maxsize=None)
+@cache
 def table(name: str) -> list[dict[str, str]]:
     """The rows of `data/{name}.tsv`, one dictionary a row, keyed by the header."""
     path = resources.files(__package__) / "data" / f"{name}.tsv"
@@ -151,7 +151,7 @@ def _number_facts() -> list[Fact]:
     """The next and the previous number, and the sums up to ten and ten."""
     numbers = list(index("numbers").items())
     out = []
-    for (low_key, low), (high_key, high) in zip(numbers, numbers[1:]):
+    for (low_key, low), (high_key, high) in zip(numbers, numbers[1:], strict=False):
         out.append(Fact("number_next", low_key, low, high))
         out.append(Fact("number_previous", high_key, high, low))
     for i, (first_key, first) in enumerate(numbers[:11]):

@@ -4,15 +4,13 @@ One class serves both kinds.  A per-layer transcoder (PLT) writes to its own lay
 transcoder (CLT) writes to its own layer and every later one.  Training keeps the `k` largest
 activations a token on average over a batch (BatchTopK); afterwards the moving average of the
 smallest kept activation becomes a JumpReLU threshold, so that a feature's state depends on its
-own token alone.  Scales used in training are folded into the weights and thresholds when the
-folders are written, in the layout of the circuit-tracer reference tool.
+own token alone.  A last, short phase trains the set in the MLPs' place.  `folder` writes it.
 """
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -23,10 +21,8 @@ from .language_model import LeanModel
 from .pretrain import Progress, answer_span, pad
 from .tokenizer import PAD
 
-KINDS = {"plt": "transcoder_set", "clt": "cross_layer_transcoder"}
-INPUT_SITE, OUTPUT_SITE = "mlp.hook_in", "hook_mlp_out"
 FINAL_WEIGHT = 4.0  # how often the last token of a prompt is drawn, against other tokens
-LENGTHS = {"plt": {"steps": 1500}, "clt": {"steps": 1000}}
+LENGTHS = {"plt": {"steps": 1300}, "clt": {"steps": 900}}
 
 
 @dataclass(frozen=True)
@@ -35,9 +31,9 @@ class Recipe:
 
     features: int
     k: int = 20
-    steps: int = 1500
-    batch: int = 2048
-    rate: float = 2e-3
+    steps: int = 1300
+    batch: int = 1024
+    rate: float = 3e-3
     warm_up: int = 50
     hold: float = 0.3
     floor: float = 0.01
@@ -45,7 +41,7 @@ class Recipe:
     dead_after: int = 60
     revive: float = 1 / 32
     revived: int = 64
-    polish_steps: int = 300
+    polish_steps: int = 200
     polish_batch: int = 64
     polish_rate: float = 3e-4
 
@@ -74,8 +70,8 @@ class Transcoders(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         rows = torch.randn(layers, features, d_model, generator=generator)
         rows /= rows.norm(dim=-1, keepdim=True)
-        self.w_enc = nn.Parameter(rows.clone())
-        self.b_enc = nn.Parameter(torch.zeros(layers, 1, features))
+        self.w_enc = nn.ParameterList(nn.Parameter(row.clone()) for row in rows)
+        self.b_enc = nn.ParameterList(nn.Parameter(torch.zeros(features)) for _ in rows)
         self.b_dec = nn.Parameter(torch.zeros(layers, d_model))
         self.w_dec = nn.ParameterList()
         for layer in range(layers):
@@ -90,38 +86,33 @@ class Transcoders(nn.Module):
         """How many layers a feature of this layer writes to."""
         return self.layers - layer if self.kind == "clt" else 1
 
-    def encode(self, inputs: Tensor) -> Tensor:
-        """Scaled inputs (layers, tokens, d_model) -> pre-activations (layers, tokens, features)."""
-        return torch.baddbmm(self.b_enc, inputs, self.w_enc.transpose(1, 2))
+    def encode(self, inputs: Tensor) -> list[Tensor]:
+        """Scaled inputs (layers, tokens, d_model) -> pre-activations (tokens, features)."""
+        rows = zip(self.b_enc, inputs, self.w_enc, strict=True)
+        return [torch.addmm(bias, x, weight.T) for bias, x, weight in rows]
 
-    def decode(self, active: Tensor) -> Tensor:
-        """Activations (layers, tokens, features) -> scaled outputs (layers, tokens, d_model)."""
-        tokens = active.shape[1]
+    def decode(self, active: list[Tensor]) -> list[Tensor]:
+        """Activations, (tokens, features) a layer -> scaled outputs, (tokens, d_model) a layer."""
+        tokens = len(active[0])
         outputs = [self.b_dec[layer].expand(tokens, -1) for layer in range(self.layers)]
         for layer, writes in enumerate(self.w_dec):
             written = (active[layer] @ writes.flatten(1)).view(tokens, writes.shape[1], -1)
             for ahead, part in enumerate(written.unbind(1)):
                 outputs[layer + ahead] = outputs[layer + ahead] + part
-        return torch.stack(outputs)
+        return outputs
 
     def at(self, layer: int, inputs: Tensor, active: list[Tensor]) -> Tensor:
         """`mlp.hook_in` at one layer -> the reconstruction, in the model's own units.
 
         Appends the layer's activations to `active`, which holds those of the layers below.
         """
-        pre = (inputs * self.scale_in[layer]) @ self.w_enc[layer].T + self.b_enc[layer, 0]
+        pre = (inputs * self.scale_in[layer]) @ self.w_enc[layer].T + self.b_enc[layer]
         active.append(pre * (pre > self.threshold[layer]))
         scaled = self.b_dec[layer]
         for source, writes in enumerate(self.w_dec[: layer + 1]):
             if layer - source < writes.shape[1]:
                 scaled = scaled + active[source] @ writes[:, layer - source]
         return scaled * self.scale_out[layer] + self.center[layer]
-
-    def batch_threshold(self, pre: Tensor, k: int, rows: int) -> Tensor:
-        """The activation that `rows` × k of the first rows' features reach, (layers)."""
-        rows = min(rows, pre.shape[1])
-        some = pre.detach()[:, :rows].flatten(1)
-        return some.topk(k * rows, dim=1, sorted=False).values.amin(1).clamp(min=1e-3)
 
 
 @torch.no_grad()
@@ -139,21 +130,25 @@ def collect(model: LeanModel, tokenizer, sentences: list[Sentence], final: float
         weights[place == last[:, None]] = final
         kept = (ids != PAD) & (place > 0)
         found.append((inputs[:, kept], outputs[:, kept], weights[kept]))
-    inputs, outputs, weights = zip(*found)
+    inputs, outputs, weights = zip(*found, strict=False)
     return Activations(torch.cat(inputs, 1), torch.cat(outputs, 1), torch.cat(weights))
 
 
 def prompts(tokenizer, sentences: list[Sentence], size: int = 256):
-    """Batches (ids (batch, tokens), position of the prompt's last token (batch)), short ones first."""
+    """Batches of ids (batch, tokens) and the position of the prompt's last token (batch).
+
+    Short sentences come first.
+    """
     order = sorted(sentences, key=lambda sentence: len(sentence.text))
     for start in range(0, len(order), size):
         chunk = order[start : start + size]
         found = tokenizer([s.text for s in chunk], return_offsets_mapping=True)
         ids, _ = pad([(tokens, [0.0] * len(tokens)) for tokens in found["input_ids"]])
-        last = [
-            next(i for i, (_, end) in enumerate(offsets) if i and end > answer_span(sentence)[0]) - 1
-            for sentence, offsets in zip(chunk, found["offset_mapping"])
-        ]
+        last = []
+        for sentence, offsets in zip(chunk, found["offset_mapping"], strict=False):
+            start_of_answer = answer_span(sentence)[0]
+            ends = enumerate(end for _, end in offsets)
+            last.append(next(i for i, end in ends if i and end > start_of_answer) - 1)
         yield ids, torch.tensor(last)
 
 
@@ -195,34 +190,42 @@ def _step(
 ) -> float:
     """Gradients of one batch; returns the normalised error, the mean over layers."""
     pre = net.encode(inputs)
-    with torch.no_grad():
-        level = net.batch_threshold(pre, recipe.k, recipe.threshold_rows)
-        net.threshold.copy_(level) if first else net.threshold.lerp_(level, 0.02)
-        kept = pre >= level[:, None, None]
-        idle += 1
-        idle[kept.any(1)] = 0
-    active = pre * kept
-    wrong = wanted - net.decode(active)
-    error = wrong.square().mean((1, 2))
-    loss = error.sum()
-    for layer in range(net.layers):
+    active = []
+    for layer, values in enumerate(pre):
+        level = batch_level(values.detach(), recipe.k, recipe.threshold_rows)
+        net.threshold[layer].lerp_(level, 1.0 if first else 0.02)
+        active.append(values * (values.detach() >= level))
+        idle[layer] += 1
+        idle[layer][active[-1].detach().sum(0) > 0] = 0
+    losses, total = [], 0.0
+    for layer, output in enumerate(net.decode(active)):
+        wrong = wanted[layer] - output
+        losses.append(wrong.square().mean())
         dead = (idle[layer] > recipe.dead_after).nonzero()[:, 0]
+        total = total + losses[-1]
         if len(dead):
-            loss = loss + recipe.revive * _revival(net, layer, dead, pre, wrong, recipe)
-    loss.backward()
-    return error.mean().item()
+            total = total + recipe.revive * _revival(net, layer, dead, pre[layer], wrong, recipe)
+    total.backward()
+    return sum(loss.item() for loss in losses) / net.layers
+
+
+def batch_level(values: Tensor, k: int, rows: int) -> Tensor:
+    """The value that k a row of the first rows reach, at least 1e-3; values (tokens, features)."""
+    some = values[:rows]
+    kept = some.flatten().topk(k * len(some), sorted=False).values
+    return kept.amin().clamp(min=1e-3)
 
 
 def _revival(
     net: Transcoders, layer: int, dead: Tensor, pre: Tensor, wrong: Tensor, recipe: Recipe
 ) -> Tensor:
     """AuxK: the error the unused features would leave if they explained what is left over."""
-    hopeful = pre[layer][:, dead].relu()
+    hopeful = pre[:, dead].relu()
     if len(dead) > recipe.revived:
         level = hopeful.detach().topk(recipe.revived, dim=-1, sorted=False).values.amin(-1)
         hopeful = hopeful * (hopeful >= level[:, None])
     guess = hopeful @ net.w_dec[layer][dead, 0]
-    return (wrong[layer].detach() - guess).square().mean()
+    return (wrong.detach() - guess).square().mean()
 
 
 def polish(
@@ -260,7 +263,7 @@ def polish(
 def spliced_errors(
     net: Transcoders, model: LeanModel, ids: Tensor, last: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Normalised errors (layers) with the set spliced in, and the KL where the answer is decided."""
+    """With the set in place: normalised errors (layers), and the KL at the prompts' last tokens."""
     rows, errors, active = torch.arange(len(ids)), [], []
     kept = ids != PAD
     kept[:, 0] = False
@@ -276,84 +279,3 @@ def spliced_errors(
     said = model.logits(model(ids, replace)[rows, last]).log_softmax(-1)
     divergence = F.kl_div(said, wanted, log_target=True, reduction="batchmean")
     return torch.stack(errors), divergence
-
-
-@torch.no_grad()
-def fold(net: Transcoders) -> dict[str, list[Tensor]]:
-    """The set in the model's own units, one tensor a layer, decoders of unit norm.
-
-    W_enc (features, d_model), b_enc (features), threshold (features), b_dec (d_model) and W_dec
-    (features, reach, d_model).  With h the scaled pre-activation, c the decoder's norm, the
-    pre-activation becomes c·h and its threshold c·θ: what is active stays active.
-    """
-    out: dict[str, list[Tensor]] = {name: [] for name in ("W_enc", "b_enc", "threshold", "b_dec")}
-    out["W_dec"] = []
-    for layer in range(net.layers):
-        reach = net.reach(layer)
-        writes = net.w_dec[layer] * net.scale_out[layer : layer + reach, None]
-        norm = writes.flatten(1).norm(dim=1).clamp(min=1e-8)
-        out["W_dec"].append(writes / norm[:, None, None])
-        out["W_enc"].append(net.w_enc[layer] * net.scale_in[layer] * norm[:, None])
-        out["b_enc"].append(net.b_enc[layer, 0] * norm)
-        out["threshold"].append(net.threshold[layer] * norm)
-        out["b_dec"].append(net.b_dec[layer] * net.scale_out[layer] + net.center[layer])
-    return {name: [t.to(torch.bfloat16).contiguous() for t in ts] for name, ts in out.items()}
-
-
-def write(folded: dict[str, list[Tensor]], kind: str, folder: Path, model_name: str) -> None:
-    """Write a folded set as a folder of the reference tool's layout."""
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    for layer, writes in enumerate(folded["W_dec"]):
-        one = {name: tensors[layer] for name, tensors in folded.items()}
-        if kind == "plt":
-            one["W_dec"] = writes[:, 0].contiguous()
-            one["activation_function.threshold"] = one.pop("threshold")
-            save_file(one, folder / f"layer_{layer}.safetensors")
-        else:
-            writes = one.pop("W_dec")
-            named = {f"{name}_{layer}": tensor for name, tensor in one.items()}
-            save_file(named, folder / f"W_enc_{layer}.safetensors")
-            save_file({f"W_dec_{layer}": writes}, folder / f"W_dec_{layer}.safetensors")
-    lines = {
-        "model_name": model_name,
-        "model_kind": KINDS[kind],
-        "feature_input_hook": INPUT_SITE,
-        "feature_output_hook": OUTPUT_SITE,
-        "scan": f"{model_name}-{kind}",
-    }
-    text = "".join(f"{name}: {value}\n" for name, value in lines.items())
-    (folder / "config.yaml").write_text(text, encoding="utf-8")
-
-
-class Folded:
-    """A set read back from its folder, computed in float32: what ships, and what is measured."""
-
-    def __init__(self, folder: Path) -> None:
-        from safetensors.torch import load_file
-
-        found: dict[str, Tensor] = {}
-        for path in sorted(folder.glob("*.safetensors")):
-            for name, tensor in load_file(path).items():
-                layer = path.stem.split("_")[-1]
-                stem = name.removesuffix(f"_{layer}").removeprefix("activation_function.")
-                found[f"{stem}_{layer}"] = tensor.float()
-        self.layers = sum(name.startswith("W_enc_") for name in found)
-        names = ("W_enc", "b_enc", "threshold", "b_dec", "W_dec")
-        for name in names:
-            setattr(self, name, [found[f"{name}_{layer}"] for layer in range(self.layers)])
-        self.W_dec = [w[:, None] if w.ndim == 2 else w for w in self.W_dec]
-
-    def encode(self, layer: int, inputs: Tensor) -> Tensor:
-        """`mlp.hook_in` (…, d_model) -> activations (…, features); JumpReLU, strict."""
-        pre = inputs @ self.W_enc[layer].T + self.b_enc[layer]
-        return pre * (pre > self.threshold[layer])
-
-    def decode(self, layer: int, active: list[Tensor]) -> Tensor:
-        """Activations of layers 0..layer -> the reconstruction of `hook_mlp_out` at `layer`."""
-        out = self.b_dec[layer]
-        for source, writes in enumerate(self.W_dec[: layer + 1]):
-            if layer - source < writes.shape[1]:
-                out = out + active[source] @ writes[:, layer - source]
-        return out

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from circuit_tracer.circuit import Path
     from circuit_tracer.nodes import Node
 
-PATHS = 5
+PATHS, STRAIGHT, LOOKED_AT = 7, 2, 200
 
 
 def text(graph: ct.Graph, circuit: ct.Circuit, verbose: bool = False) -> str:
@@ -24,7 +24,7 @@ def text(graph: ct.Graph, circuit: ct.Circuit, verbose: bool = False) -> str:
     parts = [
         shown(graph.provenance.prompt),
         predictions(graph, verbose),
-        "strongest paths\n" + paths(circuit),
+        f"strongest paths, at most {STRAIGHT} of them straight\n{paths(circuit)}",
         figures(graph, circuit),
     ]
     return "\n\n".join(parts)
@@ -69,12 +69,16 @@ def predictions(graph: ct.Graph, verbose: bool) -> str:
 def paths(circuit: ct.Circuit) -> str:
     """The strongest ways from a word to an output, one a line, with their shares.
 
+    Those straight from a word to an output are many and say little, so only the first few count.
     An arrow → raises what it leads to, ⊣ lowers it.
     """
-    found = circuit.paths(k=PATHS)
+    found = circuit.paths(k=LOOKED_AT)
     if not found:
         return "  none: no path of kept edges joins a word to an output"
-    return table([(steps(path, circuit), percent(path.share)) for path in found], right=(1,))
+    straight = [path for path in found if len(path.nodes) == 2][:STRAIGHT]
+    through = [path for path in found if len(path.nodes) > 2][: PATHS - len(straight)]
+    chosen = sorted(straight + through, key=lambda path: -path.share)
+    return table([(steps(path, circuit), percent(path.share)) for path in chosen], right=(1,))
 
 
 def steps(path: Path, circuit: ct.Circuit) -> str:
@@ -86,7 +90,11 @@ def steps(path: Path, circuit: ct.Circuit) -> str:
 
 
 def name(node: Node, circuit: ct.Circuit) -> str:
-    """A node in a line of text; features with their label, or else the token they promote most."""
+    """A node in a line of text.
+
+    A feature comes with its label, or else, in the upper half of the model where it means
+    something, with the token that it promotes most.
+    """
     if node.kind == "embedding":
         return quoted(node.token)
     if node.kind == "logit":
@@ -95,9 +103,11 @@ def name(node: Node, circuit: ct.Circuit) -> str:
         return f"error L{node.layer}@{node.position}"
     place = f"L{node.layer}#{node.feature}@{node.position}"
     note = circuit.notes.get((node.layer, node.feature))
-    if note is None or not (note.label or note.promoted):
-        return place
-    return f"{place} ({shown(note.label or note.promoted[0][0].strip())})"
+    if note is not None and note.label:
+        return f"{place} ({shown(note.label)})"
+    if note is not None and note.promoted and node.layer >= circuit.n_layers / 2:
+        return f"{place} (says {quoted(note.promoted[0][0].strip())})"
+    return place
 
 
 def figures(graph: ct.Graph, circuit: ct.Circuit) -> str:

@@ -102,9 +102,10 @@ class Adapter:
         self.head_dim = getattr(config, "head_dim", None) or self.d_model // self.heads
         self.vocabulary = config.vocab_size
         self.context = getattr(config, "max_position_embeddings", None)
+        self.parallel = self.family.parallel and getattr(config, "use_parallel_residual", True)
         self.layers: nn.ModuleList = self._find(model, self.family.layers)
         self.final_norm = self._norm(model, self.family.final_norm)
-        self.unembedding: nn.Linear = self._find(model, self.family.unembedding)
+        self.unembedding: nn.Linear = model.get_output_embeddings()
 
     @property
     def n_layers(self) -> int:
@@ -159,16 +160,20 @@ class Adapter:
 
     def _block(self, module: nn.Module) -> Block:
         family = self.family
-        norms = {
-            name: self._norm(module, path) if (path := getattr(family, name)) else None
-            for name in ("attention_norm", "post_attention_norm", "mlp_norm", "post_mlp_norm")
-        }
+        before, after, mlp_before, mlp_after = (
+            self._norm(module, path) if path else None
+            for path in (
+                family.attention_norm,
+                family.post_attention_norm,
+                family.mlp_norm,
+                family.post_mlp_norm,
+            )
+        )
         attention = self._find(module, family.attention)
         value, value_bias = self._projection(self._find(attention, family.value))
         output, output_bias = self._projection(self._find(attention, family.output))
-        kv_width = self.kv_heads * self.head_dim
-        value, value_bias = value[-kv_width:], value_bias[-kv_width:]
-        before, after = norms["attention_norm"], norms["post_attention_norm"]
+        rows = self._value_rows(len(value))
+        value, value_bias = value[rows], value_bias[rows]
         if before is not None:
             if before.bias is not None:
                 value_bias = value_bias + value @ before.bias
@@ -184,12 +189,20 @@ class Adapter:
             output=output.reshape(self.d_model, self.heads, self.head_dim).contiguous(),
             value_constant=value_bias.reshape(self.kv_heads, self.head_dim),
             output_constant=output_bias,
-            **norms,
+            attention_norm=before,
+            post_attention_norm=after,
+            mlp_norm=mlp_before,
+            post_mlp_norm=mlp_after,
         )
 
-    def _projection(
-        self, module: nn.Module
-    ) -> tuple[Float[Tensor, "out in"], Float[Tensor, " out"]]:
+    def _value_rows(self, width: int) -> Tensor:
+        """Which outputs of the value projection are values."""
+        outputs = torch.arange(width)
+        if self.family.fused == "by_head":
+            return outputs.view(self.heads, 3, self.head_dim)[:, 2].flatten()
+        return outputs[-self.kv_heads * self.head_dim :]
+
+    def _projection(self, module: Any) -> tuple[Float[Tensor, "out in"], Float[Tensor, " out"]]:
         """(weight as (out, in), bias or zeros) of a projection, in the adapter's dtype."""
         weight = module.weight.detach().to(self.dtype)
         if self.family.transposed:

@@ -27,6 +27,14 @@ def _grouped(x: Tensor, heads: int) -> Tensor:
     return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
 
 
+def _with_sinks(scores: Tensor, sinks: Float[Tensor, " head"]) -> Tensor:
+    """Softmax that may also attend to nothing: a learned logit a head, dropped afterwards."""
+    column = sinks.reshape(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
+    scores = torch.cat([scores, column], dim=-1)
+    scores = scores - scores.max(dim=-1, keepdim=True).values
+    return torch.softmax(scores, dim=-1, dtype=scores.dtype)[..., :-1]
+
+
 def _attend(
     module: nn.Module,
     query: Float[Tensor, "1 head position head_dim"],
@@ -36,6 +44,7 @@ def _attend(
     scaling: float | None = None,
     dropout: float = 0.0,
     softcap: float | None = None,
+    s_aux: Float[Tensor, " head"] | None = None,
     **_: Any,
 ) -> tuple[Tensor, Tensor]:
     """Eager attention of every supported family; keeps the pattern when someone watches."""
@@ -46,8 +55,11 @@ def _attend(
         scores = torch.tanh(scores / softcap) * softcap
     if attention_mask is not None:
         scores = scores + attention_mask[..., : key.shape[-2]]
-    exact = torch.promote_types(query.dtype, torch.float32)
-    pattern = torch.softmax(scores, dim=-1, dtype=exact).to(query.dtype)
+    if s_aux is None:
+        exact = torch.promote_types(query.dtype, torch.float32)
+        pattern = torch.softmax(scores, dim=-1, dtype=exact).to(query.dtype)
+    else:
+        pattern = _with_sinks(scores, s_aux)
     if _watcher is not None:
         _watcher[id(module)] = pattern[0]
     mixed = torch.matmul(pattern, _grouped(value, heads))

@@ -24,8 +24,13 @@ class Family:
         positions: module whose output is the learned position embedding, or None (rotary).
         attention_norm, post_attention_norm, mlp_norm, post_mlp_norm: norms of a block; None where
             the block has none there.
-        value, output: projections inside `attention`; with `fused_qkv`, `value` is the fused one.
+        value, output: projections inside `attention`. Where queries, keys and values are one
+            projection, `value` names it, and `fused` says how it is laid out.
+        fused: "stacked" is all queries, then all keys, then all values; "by_head" is query, key and
+            value of the first head, then of the second, and so on.
         transposed: weights are stored (in, out), as GPT-2's Conv1D.
+        parallel: attention and MLP both read the block's input (unless the config's
+            `use_parallel_residual` says otherwise).
     """
 
     name: str
@@ -34,7 +39,6 @@ class Family:
     layers: str = "model.layers"
     positions: str | None = None
     final_norm: str = "model.norm"
-    unembedding: str = "lm_head"
     attention_norm: str | None = "input_layernorm"
     attention: str = "self_attn"
     value: str = "v_proj"
@@ -43,8 +47,9 @@ class Family:
     mlp_norm: str | None = "post_attention_layernorm"
     mlp: str = "mlp"
     post_mlp_norm: str | None = None
-    fused_qkv: bool = False
+    fused: Literal["stacked", "by_head"] | None = None
     transposed: bool = False
+    parallel: bool = False
 
 
 LLAMA = Family("Llama", ("LlamaForCausalLM",))
@@ -68,17 +73,48 @@ GPT_2 = Family(
     value="c_attn",
     output="c_proj",
     mlp_norm="ln_2",
-    fused_qkv=True,
+    fused="stacked",
     transposed=True,
+)
+GPT_NEOX = Family(
+    "GPT-NeoX",
+    ("GPTNeoXForCausalLM",),
+    norm="layer",
+    layers="gpt_neox.layers",
+    final_norm="gpt_neox.final_layer_norm",
+    attention="attention",
+    value="query_key_value",
+    output="dense",
+    fused="by_head",
+    parallel=True,
 )
 FAMILIES: tuple[Family, ...] = (
     LLAMA,
     replace(LLAMA, name="Mistral", architectures=("MistralForCausalLM",)),
     replace(LLAMA, name="Qwen 2", architectures=("Qwen2ForCausalLM",)),
     replace(LLAMA, name="Qwen 3", architectures=("Qwen3ForCausalLM",)),
+    replace(LLAMA, name="Qwen 3 MoE", architectures=("Qwen3MoeForCausalLM",)),
+    replace(LLAMA, name="GPT-OSS", architectures=("GptOssForCausalLM",)),
+    replace(
+        LLAMA,
+        name="Phi-3",
+        architectures=("Phi3ForCausalLM",),
+        value="qkv_proj",
+        fused="stacked",
+    ),
+    replace(
+        LLAMA,
+        name="OLMo 2",
+        architectures=("Olmo2ForCausalLM",),
+        attention_norm=None,
+        post_attention_norm="post_attention_layernorm",
+        mlp_norm=None,
+        post_mlp_norm="post_feedforward_layernorm",
+    ),
     GEMMA_2,
     replace(GEMMA_2, name="Gemma 3", architectures=("Gemma3ForCausalLM",)),
     GPT_2,
+    GPT_NEOX,
 )
 
 

@@ -129,8 +129,8 @@ def open_model(reference: str, device: torch.device, dtype: torch.dtype | str) -
     config = folder / "config.json"
     if not config.is_file():
         raise ModelError(
-            f"{folder} has no config.json, so it is not a Hugging Face model folder. It should hold "
-            "config.json, tokenizer.json and *.safetensors, as save_pretrained writes them."
+            f"{folder} has no config.json, so it is not a Hugging Face model folder. It should "
+            "hold config.json, tokenizer.json and *.safetensors, as save_pretrained writes them."
         )
     try:
         json.loads(config.read_text(encoding="utf-8"))
@@ -161,4 +161,3 @@ def open_transcoders(reference: str) -> Any:
     except ModelError as error:
         raise TranscoderError(str(error)) from error
     return open_folder(folder, reference)
-

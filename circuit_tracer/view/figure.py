@@ -159,8 +159,9 @@ def _labels(drawing: Drawing, places: Layout, shown: list[int]) -> list[dict[str
         taken.append((x, y))
         edge = "left" if x < places.width / 12 else "center"
         notes.append({"x": x, "y": y, "text": literal(shortened(title(nodes[index]), 24)),
-                      "yshift": 13, "xanchor": edge, "showarrow": False, "bgcolor": "rgba(251,251,249,0.75)",
-                      "borderpad": 0, "font": {"size": 11, "color": palette.INK}})
+                      "yshift": 13, "xanchor": edge, "showarrow": False, "borderpad": 0,
+                      "bgcolor": "rgba(251,251,249,0.75)",
+                      "font": {"size": 11, "color": palette.INK}})
     return notes
 
 

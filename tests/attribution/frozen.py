@@ -46,11 +46,11 @@ class Frozen:
                 self._freeze_block(hooks, layer, block, change, seen)
             final = self.adapter.final_norm
             self._freeze_norm(hooks, final, self.forward.final_scale)
-            hooks.enter_context(_hook(self.adapter.unembedding, before=_keep(seen, "final")))
+            hooks.enter_context(_Hook(self.adapter.unembedding, before=_keep(seen, "final")))
             start = change.get("embedding")
             if start is not None:
                 hooks.enter_context(
-                    _hook(self.adapter.layers[0], before=lambda m, a: (a[0] + start, *a[1:]))
+                    _Hook(self.adapter.layers[0], before=lambda m, a: (a[0] + start, *a[1:]))
                 )
             used = self.adapter.model.config._attn_implementation
             self.adapter.model.set_attn_implementation(NAME)
@@ -79,20 +79,21 @@ class Frozen:
                 scale = scales["mlp_norm"][layer][:, None]
                 seen[layer] = block.mlp_norm.centre(x) * scale
 
-        hooks.enter_context(_hook(ahead, before=keep_residual))
+        hooks.enter_context(_Hook(ahead, before=keep_residual))
         if read == "mlp.hook_in":
-            hooks.enter_context(_hook(inner, before=_keep(seen, layer)))
+            hooks.enter_context(_Hook(inner, before=_keep(seen, layer)))
 
         def replace(module, args, output):
             result = clean + change.get(layer, 0)
             if skip is not None:
                 moved = seen[layer] - self.forward.mlp_inputs[layer]
                 result = result + moved @ skip.T
-            return result[None]
+            result = result[None]
+            return (result, *output[1:]) if isinstance(output, tuple) else result
 
         raw = sets.write == "mlp.hook_out" or block.post_mlp_norm is None
         site = inner if raw else block.post_mlp_norm.module
-        hooks.enter_context(_hook(site, after=replace))
+        hooks.enter_context(_Hook(site, after=replace))
 
     @staticmethod
     def _freeze_norm(hooks, norm, scale) -> None:
@@ -100,7 +101,7 @@ class Frozen:
             result = norm.centre(args[0]) * scale[:, None] * norm.weight
             return result if norm.bias is None else result + norm.bias
 
-        hooks.enter_context(_hook(norm.module, after=run))
+        hooks.enter_context(_Hook(norm.module, after=run))
 
     def change_of(self, index: NodeIndex, row: int, factor: float) -> dict:
         """The change that scales source `row` by 1 + factor."""
@@ -144,7 +145,7 @@ def _keep(seen, name):
     return hook
 
 
-class _hook:
+class _Hook:
     """A forward hook for the length of a with block."""
 
     def __init__(self, module, before=None, after=None):

@@ -35,7 +35,7 @@ def rows_of(model, prompt=tiny.PROMPT, ignored=(0,), **options):
 
 def every():
     """All kinds of sets on two families, all sites on two sets, every family on one set."""
-    for name in ("gemma2", "gpt2"):
+    for name in ("gemma2", "gpt2", "neox"):
         for given in SETS:
             yield pytest.param(name, given, id=f"{name}-{'-'.join(map(str, given.values()))}")
         for read, write in SITES:

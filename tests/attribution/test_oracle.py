@@ -27,9 +27,7 @@ def test_the_whole_matrix(case):
     model, prompt, expected, facts = case
     graph = ct.trace(prompt, model, max_features=None)
     assert torch.equal(graph.index.features, expected["active_features"])
-    torch.testing.assert_close(
-        graph.activations, expected["activation_values"], atol=ATOL, rtol=0
-    )
+    torch.testing.assert_close(graph.activations, expected["activation_values"], atol=ATOL, rtol=0)
     assert [t.token_id for t in graph.targets] == expected["logit_token_ids"].tolist()
     assert [t.probability for t in graph.targets] == pytest.approx(
         expected["logit_probabilities"].tolist(), abs=1e-5

@@ -7,12 +7,13 @@ import json
 import pytest
 
 from circuit_tracer.bundled import recipe
-from circuit_tracer.bundled.transcoders import Folded
+from circuit_tracer.bundled.folder import Folded
 
-TOY = (
-    "--quiet --no-compile --threads 1 --layers 3 --steps 3 --plt-steps 3 --clt-steps 3 "
-    "--plt-features 32 --clt-features 24 --sentences 300 --probes 3"
-).split()
+WORDS = """
+--quiet --no-compile --threads 1 --layers 3 --steps 3 --plt-steps 3 --clt-steps 3
+--plt-features 32 --clt-features 24 --sentences 300 --probes 3 --prompts 40
+"""
+TOY = WORDS.split()
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def test_it_makes_every_folder(made):
         "card.json",
         "README.md",
     }
-    assert Folded(made / "clt").W_dec[0].shape == (24, 3, 128)
+    assert Folded(made / "clt").w_dec[0].shape == (24, 3, 128)
 
 
 def test_the_card_tells_time_and_figures(made):
@@ -43,7 +44,7 @@ def test_the_card_tells_time_and_figures(made):
 
 def test_an_interrupted_stage_leaves_the_old_folder(made):
     before = sorted((made / "plt").iterdir())
-    with pytest.raises(KeyboardInterrupt), recipe._whole(made / "plt") as folder:
+    with pytest.raises(KeyboardInterrupt), recipe.Whole(made / "plt") as folder:
         (folder / "layer_0.safetensors").write_bytes(b"half")
         raise KeyboardInterrupt
     assert sorted((made / "plt").iterdir()) == before

@@ -61,7 +61,8 @@ def test_hostile_strings_come_back(tokenizer, text):
 
 def test_chinese_is_cut_at_words(tokenizer):
     ids = tokenizer("包含达拉斯的州的首府是")["input_ids"][1:]
-    assert [tokenizer.decode([i]) for i in ids] == ["包含", "达拉斯", "的", "州", "的", "首府", "是"]
+    words = ["包含", "达拉斯", "的", "州", "的", "首府", "是"]
+    assert [tokenizer.decode([i]) for i in ids] == words
 
 
 def test_saved_tokenizer_reads_alike(tokenizer, tmp_path):

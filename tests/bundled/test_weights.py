@@ -12,8 +12,8 @@ import torch
 from circuit_tracer import bundled
 from circuit_tracer.bundled import measure, paths, probes
 from circuit_tracer.bundled.card import describe
+from circuit_tracer.bundled.folder import Folded
 from circuit_tracer.bundled.language_model import read
-from circuit_tracer.bundled.transcoders import Folded
 
 WEIGHTS = bundled.model_dir().parent
 pytestmark = pytest.mark.skipif(not WEIGHTS.exists(), reason="no weights here")

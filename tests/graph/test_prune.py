@@ -1,4 +1,4 @@
-"""Pruning against a naive dense version with sorts, ties and all, and against the reference tool."""
+"""Pruning against a naive dense version with sorts, and against the reference tool."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ def naive(graph, nodes, edges):
 
     found = graph.influence
     kept = (found >= threshold(found, nodes)) & (found > 0)
+    kept[: index.n_features] &= graph.expanded[: index.n_features]
     kept[index.first_embedding :] = True
     n, passing = flow(matrix * kept * kept[:, None])
     score = n * (passing + weights)[:, None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from circuit_kernels import choice
 from circuit_kernels.edge_rows import edge_rows
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
-from circuit_kernels import choice
 
 import circuit_tracer as ct
+from circuit_kernels import choice
 
 
 @pytest.mark.parametrize("given", [dict(kind="plt"), dict(kind="clt", activation="topk")])

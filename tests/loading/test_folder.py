@@ -49,9 +49,7 @@ def write_clt(folder, layers=3, **extra):
         tensors |= {f"b_dec_{i}": torch.randn(4)}
         tensors |= {f"{name}_{i}": value for name, value in extra.items()}
         save_file(tensors, folder / f"W_enc_{i}.safetensors")
-        save_file(
-            {f"W_dec_{i}": torch.randn(6, layers - i, 4)}, folder / f"W_dec_{i}.safetensors"
-        )
+        save_file({f"W_dec_{i}": torch.randn(6, layers - i, 4)}, folder / f"W_dec_{i}.safetensors")
     return folder
 
 

@@ -67,9 +67,7 @@ def test_an_error_in_the_forward_pass_leaves_no_hook_behind(case, monkeypatch):
 def test_the_watched_pass_is_the_eager_pass_bit_for_bit(family):
     model = tiny.replacement(family, dtype=torch.float32)
     long = [2, *range(4, 16)]
-    assert torch.equal(
-        model.run(long).logits, model.adapter.model(torch.tensor([long])).logits[0]
-    )
+    assert torch.equal(model.run(long).logits, model.adapter.model(torch.tensor([long])).logits[0])
 
 
 def test_text_gets_a_beginning_and_ids_are_taken_as_they_are(case):

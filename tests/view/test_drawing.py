@@ -34,7 +34,7 @@ def tiny(nodes=(EMBEDDING, FEATURE, LOGIT), edges=((0, 1, 1.5), (1, 2, -0.5)), *
         ({"edges": ((0, 3, 1.0),)}, "outside 0 to 2"),
         ({"edges": ((0, 1, float("nan")),)}, "has the weight nan"),
         ({"nodes": (EMBEDDING, EMBEDDING)}, "two nodes of the drawing have the id 'E_1_0'"),
-        ({"nodes": (replace(FEATURE, kind="neuron"),)}, "kinds are feature, error, embedding, logit"),
+        ({"nodes": (replace(FEATURE, kind="neuron"),)}, "kinds are feature, error, emb"),
         ({"nodes": (replace(FEATURE, position=1),)}, "the prompt has positions 0 to 0"),
         ({"nodes": (replace(FEATURE, layer=3),)}, "layers are -1 \\(embeddings\\) to 2"),
         ({"nodes": (replace(FEATURE, influence=float("inf")),)}, "has the influence inf"),

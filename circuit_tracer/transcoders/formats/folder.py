@@ -20,8 +20,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from circuit_tracer.errors import TranscoderError
-from circuit_tracer.transcoders.base import Activation, LayerWeights, ReadSite, TranscoderSet
-from circuit_tracer.transcoders.base import WriteSite
+from circuit_tracer.transcoders.base import (
+    Activation,
+    LayerWeights,
+    ReadSite,
+    TranscoderSet,
+    WriteSite,
+)
 from circuit_tracer.transcoders.formats.tensors import TensorFile
 
 THRESHOLD = "activation_function.threshold"
@@ -92,7 +97,7 @@ def open_folder(folder: Path, name: str | None = None) -> TranscoderSet:
 
 def _numbered(folder: Path, pattern: str) -> list[Path]:
     """Files 0, 1, 2 … of a pattern, without gaps."""
-    files = []
+    files: list[Path] = []
     while (path := folder / pattern.format(len(files))).exists():
         files.append(path)
     found = len(list(folder.glob(pattern.format("*"))))

@@ -1,4 +1,4 @@
-"""Reading tensors from safetensors files: memory-mapped, checked, with errors that name the file."""
+"""Tensors of safetensors files: memory-mapped, checked, with errors that name the file."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ function select(index, { push = true, tip = false, focus = false } = {}) {
   if (index < 0) S.trail = [];
   S.selected = index;
   S.walk = null;
+  S.hovered = -1;
   S.tab = "node";
   refreshSelection();
   if (index >= 0) reveal(G.layout.x[index], G.layout.y[index]);

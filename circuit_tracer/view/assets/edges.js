@@ -43,8 +43,59 @@ function curveOf(e) {
     : [x0, y0, x0, middle, x1, middle, x1, y1];
 }
 
-function pathOf(e) {
-  const c = curveOf(e).map((value) => Number(value.toFixed(1)));
+const CLIP_SLACK = 12;
+const bezier = (a, b, c, d, t) => ((a * (1 - t) + 3 * b * t) * (1 - t) + 3 * c * t * t) * (1 - t) + d * t * t * t;
+
+// The part of t in which a curve, monotone along this axis, lies between low and high.
+function within(c, axis, low, high) {
+  const at = (t) => bezier(c[axis], c[axis + 2], c[axis + 4], c[axis + 6], t);
+  const rising = at(1) >= at(0), first = rising ? low : high, last = rising ? high : low;
+  const reach = (goal, none, all) => {
+    if (rising ? at(0) >= goal : at(0) <= goal) return none;
+    if (rising ? at(1) < goal : at(1) > goal) return all;
+    let a = 0, b = 1;
+    for (let k = 0; k < 22; k++) {
+      const t = (a + b) / 2;
+      if (rising ? at(t) < goal : at(t) > goal) a = t;
+      else b = t;
+    }
+    return b;
+  };
+  return [reach(first, 0, 2), reach(last, -1, 1)];
+}
+
+// The part of a curve that can be seen, or null. Deep in a zoom an edge is many screens long, and
+// a dashed line costs by its length, seen or not.
+function seenPart(c) {
+  const { l, t, w, h } = G.frame;
+  if (Math.abs(c[7] - c[1]) < 2 * h && Math.abs(c[6] - c[0]) < 2 * w) {
+    const out = Math.max(c[0], c[2], c[6]) < l || Math.min(c[0], c[6]) > l + w
+      || Math.max(c[1], c[7]) < t || Math.min(c[1], c[7]) > t + h;
+    return out ? null : c;
+  }
+  let [from, to] = within(c, 1, t - CLIP_SLACK, t + h + CLIP_SLACK);
+  if (c[2] === c[0]) {
+    const [left, right] = within(c, 0, l - CLIP_SLACK, l + w + CLIP_SLACK);
+    [from, to] = [Math.max(from, left), Math.min(to, right)];
+  }
+  return from < to ? split(c, from, to) : null;
+}
+
+// The piece of a cubic between two parameters, by blossoming.
+function split(c, s, t) {
+  const mix = (a, b, k) => a + (b - a) * k;
+  const blossom = (axis, u, v, w) => {
+    const [p, q, r, o] = [c[axis], c[axis + 2], c[axis + 4], c[axis + 6]];
+    const a = mix(p, q, u), b = mix(q, r, u), d = mix(r, o, u);
+    return mix(mix(a, b, v), mix(b, d, v), w);
+  };
+  return [[s, s, s], [s, s, t], [s, t, t], [t, t, t]].flatMap((k) => [blossom(0, ...k), blossom(1, ...k)]);
+}
+
+function pathOf(e, seenOnly = false) {
+  const whole = curveOf(e), part = seenOnly ? seenPart(whole) : whole;
+  if (!part) return "";
+  const c = part.map((value) => Number(value.toFixed(1)));
   return `M${c[0]} ${c[1]}C${c[2]} ${c[3]} ${c[4]} ${c[5]} ${c[6]} ${c[7]}`;
 }
 
@@ -75,10 +126,9 @@ function drawEdges(moving = false) {
 
 function binned(drawn) {
   const paths = BIN_ENDS.map(() => [new Path2D(), new Path2D()]);
-  const { l, w } = G.frame;
   for (let rank = 0; rank < drawn; rank++) {
-    const e = G.edges[rank], c = curveOf(e);
-    if (Math.max(c[0], c[2], c[6]) < l || Math.min(c[0], c[6]) > l + w) continue;
+    const e = G.edges[rank], c = seenPart(curveOf(e));
+    if (!c) continue;
     const path = paths[binOf(rank, G.edges.length)][D.weights[e] < 0 ? 1 : 0];
     path.moveTo(c[0], c[1]);
     path.bezierCurveTo(c[2], c[3], c[4], c[5], c[6], c[7]);

@@ -4,7 +4,8 @@
 const EDGES_A_SIDE = 60, NEIGHBOUR_NAMES = 9, LEAST_OUTPUT_GAP = 16;
 
 function outputName(node) {
-  return shortened(visible(node.token), 13) + (node.probability === null ? "" : ` ${percent(node.probability).replace(" ", "")}`);
+  // The token in an isolate, so that its direction does not turn the number round.
+  return `\u2068${shortened(visible(node.token), 13)}\u2069` + (node.probability === null ? "" : ` ${percent(node.probability).replace(" ", "")}`);
 }
 
 // Room above the top row for the slanted names of the outputs.
@@ -85,10 +86,10 @@ function selectionLayers(layers) {
     .sort((a, b) => Math.abs(D.weights[a]) - Math.abs(D.weights[b]));
   const most = edges.length ? Math.abs(D.weights[edges.at(-1)]) : 1;
   const lines = svg("g", { class: "selected-edges", "clip-path": "url(#inside)", fill: "none" });
-  for (const e of pathFrom(D, index).filter(visibleEdge)) lines.append(svg("path", { d: pathOf(e), class: "way" }));
+  for (const e of pathFrom(D, index).filter(visibleEdge)) lines.append(svg("path", { d: pathOf(e, true), class: "way" }));
   for (const e of edges) {
     const share = Math.abs(D.weights[e]) / most;
-    lines.append(svg("path", { d: pathOf(e), class: D.weights[e] < 0 ? "negative" : "positive",
+    lines.append(svg("path", { d: pathOf(e, true), class: D.weights[e] < 0 ? "negative" : "positive",
       "data-edge": e, "stroke-width": (0.8 + 4.2 * share).toFixed(2), opacity: (0.4 + 0.6 * Math.sqrt(share)).toFixed(2) }));
   }
   const dots = svg("g", { class: "neighbours", "clip-path": "url(#inside)" }), near = new Set();

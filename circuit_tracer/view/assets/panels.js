@@ -31,10 +31,20 @@ function row(index, value, share, negative = false) {
     type: "button", class: hidden ? "row below" : "row", "data-id": node.id,
     title: hidden ? "Below the Influence slider; a click shows it" : null,
     onclick: () => select(index, { focus: true }),
-    onmouseenter: () => hover(G.shown.has(index) ? index : -1), onmouseleave: () => hover(-1),
-    onfocus: () => hover(G.shown.has(index) ? index : -1), onblur: () => hover(-1),
+    onmouseenter: (event) => (event.movementX || event.movementY) && point(index), onmouseleave: () => unpoint(index),
+    onfocus: () => point(index), onblur: () => unpoint(index),
   }, glyph(node), h("span", { class: "what" }, h("bdi", {}, titleOf(node)), h("small", {}, h("bdi", {}, placeOf(node)))),
   bar, h("span", { class: "value" }, value)));
+}
+
+// A row points at its node while the mouse or the focus is on it. A list that is redrawn under a
+// mouse at rest is not a mouse on it, and has no say over what the keyboard shows.
+function point(index) {
+  if (G.shown.has(index)) hover(index);
+}
+
+function unpoint(index) {
+  if (S.hovered === index) hover(-1);
 }
 
 function rows(list, make, empty) {
