@@ -5,7 +5,7 @@
 #   make check     format, lint, types, import layers, links and examples in the docs
 #   make test      the tests; PYTEST="-k name -x" passes options on
 #   make test-old  the core's tests on the oldest supported transformers, in .venv-old
-#   make bench     measurements, printed and not judged
+#   make bench     measurements, printed and not judged; BENCH="--reference PYTHON" compares
 #   make docs      redraw the generated pictures, then check every link
 #   make bundled   retrain the bundled model and its transcoders (under an hour on 2 cores)
 #   make wheel     build dist/*.whl
@@ -19,6 +19,7 @@ PYTHON ?= python3
 VENV ?= .venv
 VENV_OLD ?= .venv-old
 PYTEST ?=
+BENCH ?=
 PROMPT ?= The opposite of small is
 BIN := $(VENV)/bin
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 python -m pip install -qq
@@ -68,7 +69,7 @@ test-old: $(VENV_OLD)/.dev
 	$(VENV_OLD)/bin/python -m pytest $(OLD_TESTS) $(PYTEST)
 
 bench: setup
-	$(BIN)/python -m pytest -s tests/benchmarks
+	$(BIN)/python tests/benchmarks/compare.py $(BENCH)
 
 docs: setup
 	$(BIN)/python docs/draw_layers.py

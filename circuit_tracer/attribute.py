@@ -131,22 +131,20 @@ def estimate(
     """
     index, adapter = local.index, local.adapter
     positions, layers, width = local.n_positions, local.n_layers, adapter.d_model
-    step = 2.0 * width * adapter.head_dim * (adapter.heads + adapter.kv_heads)
-    flops = entries = 0.0
-    for layer in range(layers + 1):
-        for position in range(positions):
-            if layer < layers:
-                count = len(index.feature_rows(layer, position, position + 1))
-            else:
-                count = n_directions if position == positions - 1 else 0
-            if not count:
-                continue
-            below = sum(len(index.feature_rows(i, 0, position + 1)) for i in range(layer))
-            cone = below + (position + 1) * (layer + 1)
-            span = position + 1
-            attention = step * span + 2.0 * span * span * adapter.heads * adapter.head_dim
-            flops += count * (max(0, layer - 1) * attention + 2.0 * width * cone)
-            entries += count * cone
+    counts = torch.zeros(layers + 1, positions, dtype=torch.float64)
+    cells = local.features[:, 0] * positions + local.features[:, 1]
+    counts[:layers] = torch.bincount(cells, minlength=layers * positions).view(layers, positions)
+    below = torch.zeros_like(counts)
+    below[1:] = counts[:layers].cumsum(1).cumsum(0)
+    counts[layers, -1] = n_directions
+    span = torch.arange(1, positions + 1)
+    depth = torch.arange(layers + 1)[:, None]
+    cone = below + span * (depth + 1)
+    heads = adapter.head_dim * adapter.heads
+    projections = 2.0 * width * adapter.head_dim * (adapter.heads + adapter.kv_heads) * span
+    attention = projections + 2.0 * span**2 * heads
+    flops = float((counts * ((depth - 1).clamp(min=0) * attention + 2.0 * width * cone)).sum())
+    entries = float((counts * cone).sum())
     active = len(local.features)
     share = 1.0 if limit is None or not active else min(1.0, limit / active)
     flops, entries = flops * share, entries * share

@@ -39,7 +39,7 @@ class Node:
             the k-th target where that is a direction without a token of its own.
         token: text of the token at `position`; for logits the text of the target.
         activation: activation of a feature; None otherwise.
-        influence: influence on the targets (share-weighted, METHOD: `w^T B`), not cumulative.
+        influence: influence on the targets (`w^T B`, docs/maths.md), not cumulative.
         label: what the node is called on screen.
         probability: of a logit target, else None.
     """
@@ -118,6 +118,12 @@ class NodeIndex:
         stop = self.n_positions if stop is None else stop
         base = layer * self.n_positions
         return range(self._starts[base + first], self._starts[base + stop])
+
+    def starts(self, layer: int) -> list[int]:
+        """Offsets, within a layer's features, of the first one at each position, and the end."""
+        base = layer * self.n_positions
+        found = self._starts[base : base + self.n_positions + 1]
+        return [start - found[0] for start in found]
 
     def feature_row(self, layer: int, position: int, feature: int) -> int | None:
         """Row of one feature, None where it is not active."""

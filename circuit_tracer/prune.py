@@ -87,7 +87,7 @@ def prune(
     max_edges: int | None = None,
     found: Float[Tensor, " node"] | None = None,
 ) -> Kept:
-    """Keep the nodes and edges that matter most (METHOD 3; circuit-tracer's `prune_graph`).
+    """Keep the nodes and edges that matter most (docs/maths.md; as circuit-tracer's `prune_graph`).
 
     Args:
         rows: the edges.

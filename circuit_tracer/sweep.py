@@ -77,6 +77,7 @@ class Sweep:
         self.skips = [local.skip_map(layer) for layer in range(self.layers)]
         # Without skips the gradient is the same before and after an MLP: one product serves both.
         self.fused = all(skip is None for skip in self.skips)
+        self.starts = [index.starts(layer) for layer in range(self.layers)]
         self.terms = torch.stack([local.constants, local.ignored], dim=1)
         if self.fused:
             self.terms[:, 0] += local.attention_constants
@@ -247,10 +248,8 @@ class _Chunk:
     def mlp(self, layer: int) -> None:
         """Edges to the sources of one layer, and through its skip."""
         local, gradient = self.local, self.gradient
-        index = self.sweep.index
         for source in local.transcoders.writers(layer):
-            first = index.feature_rows(source).start
-            starts = [index.feature_rows(source, 0, p).stop - first for p in range(self.span + 1)]
+            starts = self.sweep.starts[source][: self.span + 1]
             writes = local.writes(source, layer)[: starts[-1]]
             self.sweep.edge_rows(gradient, writes, starts, self.out[self._feature_slice(source)])
         errors = local.errors[layer, : self.span, None]

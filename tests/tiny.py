@@ -142,7 +142,11 @@ def model(family: str, dtype: torch.dtype = torch.float64, seed: int = 0, layers
         for name, parameter in net.named_parameters():
             spread = 0.5 if parameter.ndim == 1 or "embed" in name or "wte" in name else 0.25
             parameter.copy_(torch.randn(parameter.shape, generator=draw) * spread)
-    net = net.to(dtype).eval().requires_grad_(False)
+    return exact(net.to(dtype).eval().requires_grad_(False))
+
+
+def exact(net: Any) -> Any:
+    """The same model with RMS norms computed in its own dtype."""
     for module in net.modules():
         if "RMSNorm" in type(module).__name__:
             module.forward = MethodType(_exact_norm, module)

@@ -1,10 +1,10 @@
 """Pretraining: how the language model learns its facts, in a few thousand steps on a CPU.
 
 A step takes 256 sentences: plain facts, translations, glossary lines and code-switched facts, in
-fixed shares.
-Tasks are drawn by the square root of their size, so that small ones are not drowned.  Only the
-answer counts fully; a quarter of the other tokens count a tenth, enough to keep the sentences
-fluent.  Matrices are trained by Muon (orthogonalised momentum), everything else by AdamW.
+fixed shares.  Tasks are drawn by the square root of their size, so that small ones are not
+drowned.  Only the answer counts fully; a quarter of the other tokens count a tenth, enough to keep
+the sentences fluent.  Matrices are trained by Muon (orthogonalised momentum), everything else by
+AdamW.
 """
 
 from __future__ import annotations
@@ -91,38 +91,38 @@ def orthogonal(x: Tensor) -> Tensor:
     return x if wide else x.transpose(1, 2)
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """Sentences as ids and loss weights, one list each, with the chance of drawing each."""
+class Pool:
+    """Sentences to draw from, tokenised when first drawn; a task's share is its size's root."""
 
-    ids: list[list[int]]
-    weights: list[list[float]]
-    chances: list[float]
+    def __init__(self, tokenizer, sentences: list[Sentence], other_weight: float) -> None:
+        self.tokenizer, self.sentences, self.other_weight = tokenizer, sentences, other_weight
+        sizes = Counter(sentence.task for sentence in sentences)
+        self.chances = list(accumulate(sizes[sentence.task] ** -0.5 for sentence in sentences))
+        self.ready: dict[int, tuple[list[int], list[float]]] = {}
 
     def draw(self, generator: random.Random, count: int) -> list[tuple[list[int], list[float]]]:
-        """`count` sentences, drawn with replacement."""
-        chosen = generator.choices(range(len(self.ids)), cum_weights=self.chances, k=count)
-        return [(self.ids[i], self.weights[i]) for i in chosen]
+        """`count` sentences as ids and loss weights, drawn with replacement."""
+        chosen = generator.choices(range(len(self.chances)), cum_weights=self.chances, k=count)
+        self._prepare(sorted(set(chosen) - self.ready.keys()))
+        return [self.ready[i] for i in chosen]
 
-
-def encode(tokenizer, sentences: list[Sentence], other_weight: float) -> Encoded:
-    """Sentences made ready to be drawn."""
-    found = tokenizer([s.text for s in sentences], return_offsets_mapping=True)
-    ids, weights = [], []
-    for sentence, tokens, offsets in zip(
-        sentences, found["input_ids"], found["offset_mapping"], strict=False
-    ):
-        start, end = answer_span(sentence)
-        answered = [first < end and last > start for first, last in offsets]
-        end = len(tokens)
-        if len(ids) % 8:  # what follows the answer is learnt from every eighth sentence
-            end -= answered[::-1].index(True)
-        ids.append((tokens + [EOS])[: end + (end == len(tokens))])
-        counts = [1.0 if here else other_weight for here in answered] + [other_weight]
-        weights.append([0.0] + counts[1 : len(ids[-1])])
-    sizes = Counter(sentence.task for sentence in sentences)
-    chances = list(accumulate(sizes[sentence.task] ** -0.5 for sentence in sentences))
-    return Encoded(ids, weights, chances)
+    def _prepare(self, missing: list[int]) -> None:
+        if not missing:
+            return
+        texts = [self.sentences[i].text for i in missing]
+        found = self.tokenizer(texts, return_offsets_mapping=True)
+        for i, ids, offsets in zip(
+            missing, found["input_ids"], found["offset_mapping"], strict=True
+        ):
+            start, end = answer_span(self.sentences[i])
+            answered = [first < end and last > start for first, last in offsets]
+            weights = [1.0 if here else self.other_weight for here in answered]
+            if i % 8 == 0:  # what follows the answer is learnt from every eighth sentence
+                ids, weights = ids + [EOS], weights + [self.other_weight]
+            else:
+                kept = len(ids) - answered[::-1].index(True)
+                ids, weights = ids[:kept], weights[:kept]
+            self.ready[i] = ids, [0.0, *weights[1:]]
 
 
 def answer_span(sentence: Sentence) -> tuple[int, int]:
@@ -134,7 +134,7 @@ def answer_span(sentence: Sentence) -> tuple[int, int]:
 
 
 def batches(
-    pools: list[tuple[Encoded, float]], schedule: Schedule, seed: int
+    pools: list[tuple[Pool, float]], schedule: Schedule, seed: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Endless (ids, loss weights), both (batch, tokens); sentences of like length go together."""
     generator = random.Random(seed)
@@ -184,13 +184,13 @@ def pretrain(
     return model.requires_grad_(False).eval()
 
 
-def _pools(tokenizer, schedule: Schedule) -> list[tuple[Encoded, float]]:
+def _pools(tokenizer, schedule: Schedule) -> list[tuple[Pool, float]]:
     plain = [sentence for sentence in corpus() if sentence.split == "train"]
     extra = schedule.translations, schedule.glossaries, schedule.switched
     sources = zip(
         (plain, translations(), glossaries(), switched()), (1 - sum(extra), *extra), strict=False
     )
-    return [(encode(tokenizer, s, schedule.other_weight), share) for s, share in sources]
+    return [(Pool(tokenizer, s, schedule.other_weight), share) for s, share in sources]
 
 
 def _optimisers(model: LeanModel, schedule: Schedule) -> list[torch.optim.Optimizer]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from .corpus import Sentence, corpus, glossaries, switched, templates, translations
 from .tables import LANGUAGES, concepts
@@ -21,7 +22,7 @@ _WORD = re.compile(r"▁?[^\W_]+(?:[-’'](?=\w)[^\W_]+|')?|▁?[^\w▁]")
 _WORD_SCORE, _CHARACTER_SCORE, _BYTE_SCORE = -8.0, -14.0, -20.0
 
 
-def build_tokenizer():
+def build_tokenizer() -> Any:
     """The fast tokenizer (`PreTrainedTokenizerFast`), which puts <bos> before every text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -44,7 +45,7 @@ def build_tokenizer():
     )
 
 
-def save_tokenizer(tokenizer, folder: Path) -> None:
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     """Write the tokenizer so that every transformers release since 4.50 reads it alike."""
     import json
 
@@ -89,7 +90,7 @@ def _chinese_words() -> set[str]:
     return {word for word in found if word and _CJK.search(word)}
 
 
-def entity_shares(tokenizer) -> dict[str, float]:
+def entity_shares(tokenizer: Any) -> dict[str, float]:
     """Language -> share of the tables' words that are one token, as they stand in a sentence."""
     shares = {}
     for code in LANGUAGES:

@@ -93,11 +93,11 @@ def attribute(**given: Any) -> None:
         graph = attributed(given, report)
         if graph_path is not None:
             graph.save(graph_path)
-            click.echo(str(graph_path))
+            click.echo(destinations.said(graph_path))
         if json_path is not None:
             thresholds = {name: given[name] for name in ("node_threshold", "edge_threshold")}
             graph.to_json(json_path, slug=given["slug"], **thresholds)
-            click.echo(str(json_path))
+            click.echo(destinations.said(json_path))
 
 
 def outputs(given: dict[str, Any]) -> tuple[Path | None, Path | None]:

@@ -6,6 +6,7 @@ Writing itself is atomic and lives with the things written (`circuit_tracer.file
 
 from __future__ import annotations
 
+import os
 import tempfile
 import unicodedata
 from pathlib import Path
@@ -35,11 +36,17 @@ def slug(prompt: str) -> str:
 
 def page(output: Path | None, prompt: str) -> Path:
     """The page's path: as named, in a folder that was named, or after the prompt, here."""
+    name = os.fsdecode(f"{slug(prompt)}.html".encode())  # UTF-8 on disk, whatever the locale
     if output is None:
-        return Path(f"{slug(prompt)}.html")
+        return Path(name)
     if output == STDOUT:
         raise InputError("a page is a file: give -o a name, not -")
-    return output / f"{slug(prompt)}.html" if output.is_dir() else output
+    return output / name if output.is_dir() else output
+
+
+def said(path: Path) -> str:
+    """A path as text to print."""
+    return os.fsencode(path).decode("utf-8", "replace")
 
 
 def check(*paths: Path | None) -> None:

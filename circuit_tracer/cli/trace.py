@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 import time
@@ -104,7 +105,7 @@ def trace(**given: Any) -> None:
         click.echo(str(estimate))
         return
     if page is not None and given["quiet"]:
-        click.echo(str(page))
+        click.echo(destinations.said(page))
     elif not quiet:
         show(given, graph, page, timings)
     if page is not None and given["open_page"]:
@@ -114,17 +115,21 @@ def trace(**given: Any) -> None:
 def read_prompt(prompt: str) -> str:
     """The prompt itself, or what stands on standard input for `-`."""
     if prompt == "-":
-        prompt = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
-        prompt = prompt.removesuffix("\n").removesuffix("\r")
-    try:
-        prompt.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InputError("the prompt is not valid UTF-8 text") from error
+        prompt = os.fsdecode(sys.stdin.buffer.read().removesuffix(b"\n").removesuffix(b"\r"))
+    prompt = utf8(prompt, "the prompt")
     if not prompt:
         raise InputError(
             'the prompt is empty; give some text, e.g. trace "The opposite of small is"'
         )
     return prompt
+
+
+def utf8(argument: str, what: str) -> str:
+    """An argument's bytes read as UTF-8, whatever the locale made of them."""
+    try:
+        return os.fsencode(argument).decode("utf-8")
+    except UnicodeError as error:
+        raise InputError(f"{what} is not valid UTF-8 text") from error
 
 
 def page_path(given: dict[str, Any], prompt: str) -> Path | None:
@@ -157,7 +162,7 @@ def load_model(
 def settings(given: dict[str, Any]) -> dict[str, Any]:
     """The keyword arguments that `ct.trace` and its estimate share."""
     names = ("max_features", "max_logits", "logit_probability", "ignore_positions")
-    targets = list(given["targets"]) or None
+    targets = [utf8(target, "a target") for target in given["targets"]] or None
     return {"targets": targets, **{name: given[name] for name in names}}
 
 
@@ -209,9 +214,9 @@ def show(given: dict[str, Any], graph: ct.Graph, page: Path | None, timings: Tim
         click.echo(report.phases(timings.seconds, graph.timings))
     for what, path in (("graph", given["save"]), ("json", given["json_path"]), ("page", page)):
         if path is not None:
-            click.echo(f"{what:<10}{path}")
+            click.echo(f"{what:<10}{destinations.said(path)}")
 
 
 def open_in_browser(page: Path) -> None:
     if not webbrowser.open(page.resolve().as_uri()):
-        raise OutputError(f"no browser could be opened; the page is at {page}")
+        raise OutputError(f"no browser could be opened; the page is at {destinations.said(page)}")

@@ -83,7 +83,7 @@ class TranscoderSet:
 
     Attributes:
         kind: "plt" or "clt".
-        read: TransformerLens name of the site read (METHOD: `READ_SITES`).
+        read: TransformerLens name of the site read (`READ_SITES`).
         write: TransformerLens name of the site predicted (`WRITE_SITES`).
         layers: number of layers.
         source: calls up one layer's weights; called once a layer and kept.

@@ -119,7 +119,7 @@ class Frozen:
         change = {}
         for offset, decoder in enumerate(sets.layer(layer).decoders):
             change[layer + offset] = zero.clone()
-            change[layer + offset][position] = active * decoder[feature]
+            change[layer + offset][position] = active * decoder[feature].to(zero)
         return change
 
     def write_site_error(self, layer: int, position: int) -> torch.Tensor:
@@ -127,14 +127,14 @@ class Frozen:
         sets, index = self.local.transcoders, self.local.index
         if position in self.local.ignored_positions:
             return torch.zeros(self.adapter.d_model, dtype=self.adapter.dtype)
-        rebuilt = sets.layer(layer).output_bias.clone()
+        rebuilt = sets.layer(layer).output_bias.to(self.adapter.dtype)
         if sets.layer(layer).skip is not None:
-            rebuilt += self.forward.mlp_inputs[layer][position] @ sets.layer(layer).skip.T
+            rebuilt = rebuilt + self.forward.mlp_inputs[layer][position] @ sets.layer(layer).skip.T
         for source in sets.writers(layer):
             for row in index.feature_rows(source, position, position + 1):
                 feature = int(index.features[row, 2])
-                row_of = sets.layer(source).decoders[layer - source][feature]
-                rebuilt += self.local.activations[row] * row_of
+                row_of = sets.layer(source).decoders[layer - source][feature].to(rebuilt)
+                rebuilt = rebuilt + self.local.activations[row] * row_of
         return self.forward.mlp_outputs[layer][position] - rebuilt
 
 

@@ -24,7 +24,7 @@ def threshold(values, share):
 
 
 def naive(graph, nodes, edges):
-    """METHOD 3 with dense matrices and sorts: (node mask, edge mask)."""
+    """equations of docs/maths.md with dense matrices and sorts: (node mask, edge mask)."""
     index, matrix = graph.index, graph.dense().double().abs()
     weights = torch.zeros(len(index), dtype=torch.float64)
     weights[index.first_target :] = graph.weights

@@ -1,0 +1,144 @@
+"""The tables of docs/performance.md, from the measurements in results.jsonl beside this file.
+
+    python kernels/bench/table.py            rewrites what stands between the page's two markers
+    python kernels/bench/table.py --check    exits with status 1 where the page is out of date
+
+Of every kind of work the newest row of each device and processor is shown. Nothing is measured
+here.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).with_name("results.jsonl")
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
+START, END = "<!-- figures: made by kernels/bench/table.py -->", "<!-- end of figures -->"
+Row = dict[str, Any]
+
+GOALS = {
+    "attribution, complete": "8",
+    "attribution, max_features=1000": "8",
+}
+
+
+def newest(lines: list[str]) -> list[Row]:
+    """The last row of every work on every device, in the order the works first came."""
+    rows: dict[tuple[object, ...], Row] = {}
+    for line in lines:
+        row = json.loads(line)
+        key = (row["work"], row["device"], row["cpu"], row["threads"], row["shapes"].get("nodes"))
+        rows[key] = row
+    return list(rows.values())
+
+
+def spread(figures: dict[str, float], digits: int = 2) -> str:
+    """p50, and p20 to p80 in brackets."""
+    low, middle, high = (number(figures[name], digits) for name in ("p20", "p50", "p80"))
+    return middle if low == high else f"{middle} ({low}–{high})"
+
+
+def number(value: float, digits: int) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.{digits}f}"
+
+
+def against_reference(rows: list[Row]) -> list[str]:
+    """Work that both tools do."""
+    lines = [
+        "| work | ours, CPU s | reference, CPU s | ratio | goal |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        if "reference" in row:
+            nodes = row["shapes"].get("nodes")
+            name = row["work"] + (f", {nodes:,} nodes" if nodes else "")
+            sides = [spread(row[side]["cpu_s"]) for side in ("ours", "reference")]
+            ratio = spread(row["ratios"]["reference"]["cpu_s"], 1)
+            goal = f"≥ {GOALS[name]}" if name in GOALS else "–"
+            lines.append(f"| {name} | {sides[0]} | {sides[1]} | {ratio} | {goal} |")
+    return lines
+
+
+def memory(rows: list[Row]) -> list[str]:
+    """Resident memory of attribution."""
+    lines = [
+        "| work | tool | after loading, MiB | peak, MiB | above loading, MiB | of it mapped files |",
+        "|---|---|---|---|---|---|",
+    ]
+    names = ("loaded_mib", "peak_mib", "above_loading_mib", "files_mapped_mib")
+    for row in rows:
+        if row["work"].startswith("attribution"):
+            for side in ("ours", "reference"):
+                if side in row:
+                    cells = [number(row[side][name]["p50"], 0) for name in names]
+                    lines.append(f"| {row['work']} | {side} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def alone(rows: list[Row]) -> list[str]:
+    """Work that is measured against a floor."""
+    lines = ["| work | ours | floor | ratio | goal |", "|---|---|---|---|---|"]
+    for row in rows:
+        ours = row["ours"]
+        if "over_floor" in ours:
+            rate = number(ours["gflop_per_s"]["p50"], 0)
+            floor = f"{spread(ours['floor_s'])} CPU s at {rate} GFLOP/s"
+            over = spread(ours["over_floor"])
+            cpu = spread(ours["cpu_s"])
+            lines.append(f"| the sweep, complete | {cpu} CPU s | {floor} | {over} | ≤ 2 |")
+        if "forward" in row:
+            over = [1 / value for value in row["ratios"]["forward"]["wall_s"].values()]
+            over_words = f"{over[1]:.2f} ({over[2]:.2f}–{over[0]:.2f})"
+            walls = [spread(row[side]["wall_s"]) for side in ("ours", "forward")]
+            lines.append(
+                f"| `trace`, whole process, {row['threads']} threads | {walls[0]} s | {walls[1]} s "
+                f"for the imports and a forward pass | {over_words} | ≤ 3 |"
+            )
+    return lines
+
+
+def circumstances(rows: list[Row]) -> list[str]:
+    """Where and when the rows come from."""
+    lines = []
+    for row in rows:
+        versions = ", ".join(f"{name} {number}" for name, number in row["versions"].items())
+        state = row["commit"] + (" with changes" if row["changed_files"] else "")
+        words = row["work"] + (f" ({row['shapes']['nodes']:,})" if "nodes" in row["shapes"] else "")
+        lines.append(
+            f"- {words}: {row['date']}, commit {state}, {row['cpu']} ({row['cores']} cores), "
+            f"{row['threads']} thread{'s' * (row['threads'] > 1)}, {row['rounds']} rounds, "
+            f"load {row['load_before']} before, {versions}"
+        )
+    return lines
+
+
+def figures(rows: list[Row]) -> str:
+    parts = [
+        "### Against the reference tool",
+        "\n".join(against_reference(rows)),
+        "### Memory",
+        "\n".join(memory(rows)),
+        "### Against a floor",
+        "\n".join(alone(rows)),
+        "### Where these come from",
+        "\n".join(circumstances(rows)),
+    ]
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    before, rest = text.split(START, 1)
+    after = rest.split(END, 1)[1]
+    rows = newest(RESULTS.read_text(encoding="utf-8").splitlines())
+    wanted = f"{before}{START}\n\n{figures(rows)}\n\n{END}{after}"
+    if "--check" in sys.argv[1:]:
+        sys.exit(f"{PAGE.name} is out of date: python kernels/bench/table.py" * (wanted != text))
+    PAGE.write_text(wanted, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
