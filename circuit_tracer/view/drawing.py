@@ -94,9 +94,7 @@ class Drawing:
         count = len(self.nodes)
         for source, target, weight in self.edges:
             if not (0 <= source < count and 0 <= target < count):
-                raise InputError(
-                    f"edge ({source}, {target}) names a node outside 0 to {count - 1}"
-                )
+                raise InputError(f"edge ({source}, {target}) names a node outside 0 to {count - 1}")
             if not math.isfinite(weight):
                 raise InputError(f"edge ({source}, {target}) has the weight {weight}")
 

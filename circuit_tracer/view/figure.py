@@ -76,8 +76,7 @@ def _edge_traces(drawing: Drawing, places: Layout, chosen: list[int]) -> list[An
         cx, cy = curve(places, source, target)
         xs.extend([*cx, None])
         ys.extend([*cy, None])
-    strongest = {negative: min(b for b, sign in lines if sign == negative)
-                 for _, negative in lines}
+    strongest = {negative: min(b for b, sign in lines if sign == negative) for _, negative in lines}
     traces = []
     for (strength, negative), (xs, ys) in sorted(lines.items(), reverse=True):
         line = {
@@ -87,9 +86,17 @@ def _edge_traces(drawing: Drawing, places: Layout, chosen: list[int]) -> list[An
         }
         name = "inhibits" if negative else "excites"
         traces.append(
-            Scatter(x=xs, y=ys, mode="lines", line=line, name=name, legendgroup=name,
-                    opacity=palette.BIN_OPACITY[strength], hoverinfo="skip",
-                    showlegend=strength == strongest[negative])
+            Scatter(
+                x=xs,
+                y=ys,
+                mode="lines",
+                line=line,
+                name=name,
+                legendgroup=name,
+                opacity=palette.BIN_OPACITY[strength],
+                hoverinfo="skip",
+                showlegend=strength == strongest[negative],
+            )
         )
     return traces
 
@@ -104,16 +111,26 @@ def _markers(drawing: Drawing, places: Layout, shown: list[int]) -> list[Any]:
             continue
         measure = [_measure(drawing, i) for i in members]
         sizes = [palette.marker_size(kind, value, max(measure)) for value in measure]
-        marker = {"symbol": palette.KIND_SYMBOL[kind], "color": palette.KIND_COLOUR[kind],
-                  "size": sizes, "line": {"width": 1, "color": palette.PAPER}, "opacity": 0.9}
+        marker = {
+            "symbol": palette.KIND_SYMBOL[kind],
+            "color": palette.KIND_COLOUR[kind],
+            "size": sizes,
+            "line": {"width": 1, "color": palette.PAPER},
+            "opacity": 0.9,
+        }
         if kind == "error":
             marker["line"] = {"width": 1.2, "color": palette.QUIET}
         traces.append(
-            Scatter(x=[places.x[i] for i in members], y=[places.y[i] for i in members],
-                    mode="markers", marker=marker, name=palette.KIND_NAME[kind],
-                    text=[_hover(drawing, i) for i in members],
-                    customdata=[drawing.nodes[i].id for i in members],
-                    hovertemplate="%{text}<extra></extra>")
+            Scatter(
+                x=[places.x[i] for i in members],
+                y=[places.y[i] for i in members],
+                mode="markers",
+                marker=marker,
+                name=palette.KIND_NAME[kind],
+                text=[_hover(drawing, i) for i in members],
+                customdata=[drawing.nodes[i].id for i in members],
+                hovertemplate="%{text}<extra></extra>",
+            )
         )
     return traces
 
@@ -126,8 +143,10 @@ def _measure(drawing: Drawing, index: int) -> float:
 
 def _hover(drawing: Drawing, index: int) -> str:
     node = drawing.nodes[index]
-    lines = [f"<b>{literal(title(node))}</b>",
-             literal(where(node, drawing.n_layers, drawing.tokens))]
+    lines = [
+        f"<b>{literal(title(node))}</b>",
+        literal(where(node, drawing.n_layers, drawing.tokens)),
+    ]
     if node.kind == "feature":
         lines.append(f"feature {node.feature}")
     if node.activation is not None:
@@ -146,22 +165,41 @@ def _labels(drawing: Drawing, places: Layout, shown: list[int]) -> list[dict[str
     for index in (i for i in shown if nodes[i].kind == "logit"):
         chance = f" {nodes[index].probability:.0%}" if nodes[index].probability else ""
         text = literal(shortened(visible(nodes[index].token), 14) + chance)
-        notes.append({"x": places.x[index], "y": places.y[index], "text": f"<b>{text}</b>",
-                      "textangle": -50, "xanchor": "left", "yanchor": "bottom",
-                      "showarrow": False, "font": {"size": 11, "color": palette.INK}})
+        notes.append(
+            {
+                "x": places.x[index],
+                "y": places.y[index],
+                "text": f"<b>{text}</b>",
+                "textangle": -50,
+                "xanchor": "left",
+                "yanchor": "bottom",
+                "showarrow": False,
+                "font": {"size": 11, "color": palette.INK},
+            }
+        )
     taken: list[tuple[float, float]] = []
     for index in by_influence(nodes, [i for i in shown if nodes[i].kind == "feature"]):
         x, y = places.x[index], places.y[index]
-        near = any(abs(x - a) < places.width / 9 and abs(y - b) < drawing.n_layers / 22
-                   for a, b in taken)
+        near = any(
+            abs(x - a) < places.width / 9 and abs(y - b) < drawing.n_layers / 22 for a, b in taken
+        )
         if near or len(taken) == LABELS:
             continue
         taken.append((x, y))
         edge = "left" if x < places.width / 12 else "center"
-        notes.append({"x": x, "y": y, "text": literal(shortened(title(nodes[index]), 24)),
-                      "yshift": 13, "xanchor": edge, "showarrow": False, "borderpad": 0,
-                      "bgcolor": "rgba(251,251,249,0.75)",
-                      "font": {"size": 11, "color": palette.INK}})
+        notes.append(
+            {
+                "x": x,
+                "y": y,
+                "text": literal(shortened(title(nodes[index]), 24)),
+                "yshift": 13,
+                "xanchor": edge,
+                "showarrow": False,
+                "borderpad": 0,
+                "bgcolor": "rgba(251,251,249,0.75)",
+                "font": {"size": 11, "color": palette.INK},
+            }
+        )
     return notes
 
 
@@ -169,9 +207,21 @@ def _frame(drawing: Drawing, places: Layout) -> dict[str, Any]:
     step = max(1, -(-drawing.n_layers // 14))
     layers = list(range(0, drawing.n_layers, step))
     names = [literal(shortened(visible(token))) for token in drawing.tokens]
-    bands = [{"type": "rect", "xref": "x", "yref": "paper", "x0": left, "x1": right, "y0": 0,
-              "y1": 1, "fillcolor": palette.BAND, "line": {"width": 0}, "layer": "below"}
-             for left, right in places.columns[::2]]
+    bands = [
+        {
+            "type": "rect",
+            "xref": "x",
+            "yref": "paper",
+            "x0": left,
+            "x1": right,
+            "y0": 0,
+            "y1": 1,
+            "fillcolor": palette.BAND,
+            "line": {"width": 0},
+            "layer": "below",
+        }
+        for left, right in places.columns[::2]
+    ]
     return {
         "template": "none",
         "paper_bgcolor": palette.PAPER,
@@ -183,10 +233,20 @@ def _frame(drawing: Drawing, places: Layout) -> dict[str, Any]:
         "dragmode": "pan",
         "shapes": bands,
         "legend": {"orientation": "h", "y": -0.12},
-        "xaxis": {"range": [0, places.width], "showgrid": False, "zeroline": False,
-                  "tickvals": [(left + right) / 2 for left, right in places.columns],
-                  "ticktext": names, "ticks": ""},
-        "yaxis": {"range": [-1.6, drawing.n_layers + 0.6], "zeroline": False, "ticks": "",
-                  "gridcolor": palette.RULE, "tickvals": [-1, *layers, drawing.n_layers],
-                  "ticktext": ["Emb", *(f"L{layer}" for layer in layers), "Out"]},
+        "xaxis": {
+            "range": [0, places.width],
+            "showgrid": False,
+            "zeroline": False,
+            "tickvals": [(left + right) / 2 for left, right in places.columns],
+            "ticktext": names,
+            "ticks": "",
+        },
+        "yaxis": {
+            "range": [-1.6, drawing.n_layers + 0.6],
+            "zeroline": False,
+            "ticks": "",
+            "gridcolor": palette.RULE,
+            "tickvals": [-1, *layers, drawing.n_layers],
+            "ticktext": ["Emb", *(f"L{layer}" for layer in layers), "Out"],
+        },
     }

@@ -84,8 +84,9 @@ def _plain(drawing: Drawing) -> str:
     """Prompt, outputs and most influential features as plain HTML."""
     nodes = drawing.nodes
     outputs = [node for node in nodes if node.kind == "logit"]
-    features = [nodes[i] for i in by_influence(nodes, range(len(nodes)))
-                if nodes[i].kind == "feature"]
+    features = [
+        nodes[i] for i in by_influence(nodes, range(len(nodes))) if nodes[i].kind == "feature"
+    ]
     facts = f"{len(nodes):,} nodes, {len(drawing.edges):,} edges"
     shown = len(holding(drawing, 0.8))
     lines = [
@@ -108,8 +109,10 @@ def _output(node: DrawnNode) -> str:
 
 def _feature(node: DrawnNode, drawing: Drawing) -> str:
     place = where(node, drawing.n_layers, drawing.tokens)
-    return (f"<bdi>{_text(title(node))}</bdi> <small>{_text(place)} · "
-            f"influence {number(node.influence)}</small>")
+    return (
+        f"<bdi>{_text(title(node))}</bdi> <small>{_text(place)} · "
+        f"influence {number(node.influence)}</small>"
+    )
 
 
 def _list(items: list[str]) -> str:

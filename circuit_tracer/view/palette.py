@@ -27,8 +27,12 @@ KIND_SYMBOL = {
     "logit": "triangle-up",
 }
 KIND_NAME = {"feature": "feature", "error": "error", "embedding": "token", "logit": "output"}
-KIND_SIZE = {"feature": (6.0, 14.0), "error": (6.0, 11.0), "embedding": (6.0, 12.0),
-             "logit": (8.0, 15.0)}
+KIND_SIZE = {
+    "feature": (6.0, 14.0),
+    "error": (6.0, 11.0),
+    "embedding": (6.0, 12.0),
+    "logit": (8.0, 15.0),
+}
 
 BIN_ENDS = (0.015, 0.06, 0.18, 0.45, 1.0)
 """Edges by rank: the strongest 1.5 %, the next 4.5 %, and so on."""

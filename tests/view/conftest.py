@@ -12,19 +12,61 @@ from circuit_tracer.view import Drawing, DrawnNode, render
 from circuit_tracer.view.drawing import fitted
 from circuit_tracer.view.payload import encode, packed
 
-FRENCH = ("<bos>", "Le", " contraire", " de", " «", " petit", " »", " est", " «", " le", " plus",
-          " «")
+FRENCH = (
+    "<bos>",
+    "Le",
+    " contraire",
+    " de",
+    " «",
+    " petit",
+    " »",
+    " est",
+    " «",
+    " le",
+    " plus",
+    " «",
+)
 OUTPUTS = ((" grand", 0.62), (" petit", 0.11), (" gros", 0.07), (" plus", 0.05), (" large", 0.03))
-NAMES = ("antonym of", "petit / small", "quote opens", "comparative", "adjective slot",
-         "French context", "size adjective", "determiner", "after « predict word",
-         "opposite relation", "Romance function words", "large, scale words", "grand (FR)", "")
+NAMES = (
+    "antonym of",
+    "petit / small",
+    "quote opens",
+    "comparative",
+    "adjective slot",
+    "French context",
+    "size adjective",
+    "determiner",
+    "after « predict word",
+    "opposite relation",
+    "Romance function words",
+    "large, scale words",
+    "grand (FR)",
+    "",
+)
 CHROMIUM = "/usr/bin/chromium"
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
-def synthetic(n_features=560, n_edges=8000, tokens=FRENCH, outputs=OUTPUTS, n_layers=26, seed=0,
-              n_errors=None, negative=0.3, **changes) -> Drawing:
+def synthetic(
+    n_features=560,
+    n_edges=8000,
+    tokens=FRENCH,
+    outputs=OUTPUTS,
+    n_layers=26,
+    seed=0,
+    n_errors=None,
+    negative=0.3,
+    **changes,
+) -> Drawing:
     """A random graph with the shape of a real one: a DAG, heavy tails, late positions busier."""
     rng = random.Random(seed)
     last = len(tokens) - 1
@@ -34,26 +76,59 @@ def synthetic(n_features=560, n_edges=8000, tokens=FRENCH, outputs=OUTPUTS, n_la
     cells = [(layer, p) for layer in range(n_layers) for p in range(len(tokens))]
     nodes += [_error(cell, tokens, rng) for cell in rng.sample(cells, min(n_errors, len(cells)))]
     nodes += [_feature(number, tokens, weights, n_layers, rng) for number in range(n_features)]
-    nodes += [DrawnNode(f"{n_layers + 1}_{k}_{last}", "logit", n_layers, last, k, token,
-                        influence=chance, probability=chance)
-              for k, (token, chance) in enumerate(outputs)]
+    nodes += [
+        DrawnNode(
+            f"{n_layers + 1}_{k}_{last}",
+            "logit",
+            n_layers,
+            last,
+            k,
+            token,
+            influence=chance,
+            probability=chance,
+        )
+        for k, (token, chance) in enumerate(outputs)
+    ]
     rng.shuffle(nodes)
-    given = {"prompt": "".join(tokens), "model": "synthetic-2b", "transcoders": "synthetic-plt",
-             "scores": {"replacement": 0.612, "completeness": 0.804},
-             "about": {"version": "0.1.0", "node threshold": 0.8, "closure residual": 2.1e-6}}
-    return Drawing(tokens=tuple(tokens), n_layers=n_layers, nodes=tuple(nodes),
-                   edges=_edges(nodes, n_edges, negative, rng), **(given | changes))
+    given = {
+        "prompt": "".join(tokens),
+        "model": "synthetic-2b",
+        "transcoders": "synthetic-plt",
+        "scores": {"replacement": 0.612, "completeness": 0.804},
+        "about": {"version": "0.1.0", "node threshold": 0.8, "closure residual": 2.1e-6},
+    }
+    return Drawing(
+        tokens=tuple(tokens),
+        n_layers=n_layers,
+        nodes=tuple(nodes),
+        edges=_edges(nodes, n_edges, negative, rng),
+        **(given | changes),
+    )
 
 
 def _embedding(tokens, position, rng):
-    return DrawnNode(f"E_{position}_{position}", "embedding", -1, position, position,
-                     tokens[position], influence=rng.paretovariate(1.3) / 100)
+    return DrawnNode(
+        f"E_{position}_{position}",
+        "embedding",
+        -1,
+        position,
+        position,
+        tokens[position],
+        influence=rng.paretovariate(1.3) / 100,
+    )
 
 
 def _error(cell, tokens, rng):
     layer, position = cell
-    return DrawnNode(f"{layer}_-1_{position}", "error", layer, position, -1, tokens[position],
-                     influence=rng.paretovariate(1.5) / 700)
+    return DrawnNode(
+        f"{layer}_-1_{position}",
+        "error",
+        layer,
+        position,
+        -1,
+        tokens[position],
+        influence=rng.paretovariate(1.5) / 700,
+    )
 
 
 def _feature(number, tokens, weights, n_layers, rng):
@@ -61,8 +136,14 @@ def _feature(number, tokens, weights, n_layers, rng):
     position = rng.choices(range(len(tokens)), weights)[0]
     words = rng.sample([" grand", " large", " big", " énorme", " 大", " vaste", "\n", " plus"], 4)
     return DrawnNode(
-        f"{layer}_{number}_{position}", "feature", layer, position, number, tokens[position],
-        label=rng.choice(NAMES), activation=rng.paretovariate(1.2),
+        f"{layer}_{number}_{position}",
+        "feature",
+        layer,
+        position,
+        number,
+        tokens[position],
+        label=rng.choice(NAMES),
+        activation=rng.paretovariate(1.2),
         influence=rng.paretovariate(1.1) / 600,
         promoted=tuple((word, 3.0 - k) for k, word in enumerate(words[:2])),
         suppressed=tuple((word, -1.0 - k) for k, word in enumerate(words[2:])),
@@ -132,11 +213,14 @@ class Page:
 
     def at(self, node_id):
         """Centre of a node in the window's pixels."""
-        return self.js("""(id) => {
+        return self.js(
+            """(id) => {
             const c = window.circuit, [x, y] = c.project(c.drawing().byId.get(id));
             const box = document.getElementById("stage").getBoundingClientRect();
             return [box.left + x, box.top + y];
-        }""", node_id)
+        }""",
+            node_id,
+        )
 
 
 @pytest.fixture
@@ -145,8 +229,9 @@ def open_page(browser, tmp_path):
     contexts = []
 
     def opened(drawing, address="", width=1440, height=900, html=None, **options):
-        context = browser.new_context(viewport={"width": width, "height": height}, offline=True,
-                                      **options)
+        context = browser.new_context(
+            viewport={"width": width, "height": height}, offline=True, **options
+        )
         contexts.append(context)
         path = tmp_path / f"page{len(contexts)}.html"
         path.write_text(html or render(drawing), encoding="utf-8")
@@ -167,8 +252,9 @@ def standing(browser, drawing, tmp_path_factory):
     """One window with the usual drawing, opened once; `page` puts it back before every test."""
     path = tmp_path_factory.mktemp("view") / "page.html"
     path.write_text(render(drawing), encoding="utf-8")
-    context = browser.new_context(viewport={"width": 1280, "height": 800}, offline=True,
-                                  has_touch=True)
+    context = browser.new_context(
+        viewport={"width": 1280, "height": 800}, offline=True, has_touch=True
+    )
     yield Page(context.new_page(), path).open()
     context.close()
 

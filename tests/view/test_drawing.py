@@ -46,8 +46,10 @@ def test_a_drawing_that_cannot_be_drawn_is_refused_with_its_reason(changes, says
 
 
 def test_holding_keeps_the_smallest_set_that_reaches_the_share():
-    features = [replace(FEATURE, id=f"f{i}", influence=value)
-                for i, value in enumerate((0.1, 0.5, 0.1, 0.3))]
+    features = [
+        replace(FEATURE, id=f"f{i}", influence=value)
+        for i, value in enumerate((0.1, 0.5, 0.1, 0.3))
+    ]
     drawing = tiny(nodes=[*features, EMBEDDING, LOGIT], edges=())
     assert holding(drawing, 0.5) == [1, 4, 5]
     assert holding(drawing, 0.8) == [1, 3, 4, 5]
@@ -80,14 +82,17 @@ def test_what_does_not_fit_is_dropped_weakest_first_and_said():
     kept = fitted(drawing, nodes=100, edges=60)
     assert len(kept.nodes) == 100 and len(kept.edges) == 60
     assert {n.id for n in drawing.nodes if n.kind in ("logit", "embedding")} <= {
-        n.id for n in kept.nodes}
+        n.id for n in kept.nodes
+    }
     weakest = min(n.influence for n in kept.nodes if n.kind == "feature")
     dropped = {n.id for n in drawing.nodes} - {n.id for n in kept.nodes}
     assert max(n.influence for n in drawing.nodes if n.id in dropped) <= weakest
     ids = {(drawing.nodes[s].id, drawing.nodes[t].id, w) for s, t, w in drawing.edges}
     assert all((kept.nodes[s].id, kept.nodes[t].id, w) in ids for s, t, w in kept.edges)
-    assert kept.notices[-1] == (f"Only the strongest part is drawn: 100 of "
-                                f"{len(drawing.nodes):,} nodes and 60 of 2,000 edges.")
+    assert kept.notices[-1] == (
+        f"Only the strongest part is drawn: 100 of "
+        f"{len(drawing.nodes):,} nodes and 60 of 2,000 edges."
+    )
     assert fitted(drawing) is drawing
 
 
@@ -118,10 +123,10 @@ def test_the_payload_reads_back_as_the_drawing():
     drawing = synthetic(n_features=40, n_edges=120)
     data = gzip.decompress(b64decode(packed(encode(drawing))))
     length = int.from_bytes(data[:4], "little")
-    head, numbers = json.loads(data[4:4 + length]), data[4 + length:]
+    head, numbers = json.loads(data[4 : 4 + length]), data[4 + length :]
     n = head["n_edges"]
     targets, sources = np.frombuffer(numbers[: 8 * n], "<u4").reshape(2, n)
-    weights = np.frombuffer(numbers[8 * n:], "<f4")
+    weights = np.frombuffer(numbers[8 * n :], "<f4")
     assert head["id"] == [node.id for node in drawing.nodes]
     back = {(s, t): w for s, t, w in zip(sources, targets, weights, strict=True)}
     assert back == {(s, t): pytest.approx(w, rel=1e-6) for s, t, w in drawing.edges}
@@ -139,8 +144,18 @@ def test_the_same_drawing_gives_the_same_bytes():
 
 @pytest.mark.parametrize(
     ("token", "shown"),
-    [(" grand", "grand"), ("  ", "␣␣"), ("\n\n", "⏎⏎"), ("", "∅"), ("\u2028", "␤"), ("<b>", "<b>"),
-     ("\u200b", "∅"), ("שלום", "שלום"), ("<0xE5>", "<0xE5>"), ("\t", "⇥")],
+    [
+        (" grand", "grand"),
+        ("  ", "␣␣"),
+        ("\n\n", "⏎⏎"),
+        ("", "∅"),
+        ("\u2028", "␤"),
+        ("<b>", "<b>"),
+        ("\u200b", "∅"),
+        ("שלום", "שלום"),
+        ("<0xE5>", "<0xE5>"),
+        ("\t", "⇥"),
+    ],
 )
 def test_tokens_are_made_visible(token, shown):
     assert visible(token) == shown
@@ -157,7 +172,11 @@ def test_the_figure_is_a_complete_picture(drawing):
     shown = holding(drawing, 0.8)
     markers = {t.name: len(t.x) for t in drawn.data if t.mode == "markers"}
     assert sum(markers.values()) == len(shown) and set(markers) == {
-        "feature", "error", "token", "output"}
+        "feature",
+        "error",
+        "token",
+        "output",
+    }
     lines = [t for t in drawn.data if t.mode == "lines"]
     assert sum(list(t.x).count(None) for t in lines) == 200
     assert {t.line.dash for t in lines if t.name == "inhibits"} == {"dash"}

@@ -105,11 +105,15 @@ def test_the_strongest_inputs_and_outputs_are_those_of_the_drawing(page, drawing
     assert page.tab.inner_text("#panel h2") == title(drawing.nodes[index])
     for side, here, there in (("inputs", 1, 0), ("outputs", 0, 1)):
         edges = sorted((e for e in drawing.edges if e[here] == index), key=lambda e: -abs(e[2]))[:5]
-        rows = page.js("""(side) => [...document.querySelectorAll(`[data-side=${side}] li button`)]
-            .slice(0, 5).map((row) => [row.dataset.id, row.lastChild.textContent])""", side)
+        rows = page.js(
+            """(side) => [...document.querySelectorAll(`[data-side=${side}] li button`)]
+            .slice(0, 5).map((row) => [row.dataset.id, row.lastChild.textContent])""",
+            side,
+        )
         assert [row[0] for row in rows] == [drawing.nodes[e[there]].id for e in edges]
         assert [float(row[1].replace("−", "-")) for row in rows] == pytest.approx(
-            [e[2] for e in edges], abs=6e-4)
+            [e[2] for e in edges], abs=6e-4
+        )
 
 
 def test_python_and_the_page_lay_nodes_out_alike(page, drawing):
@@ -271,8 +275,11 @@ def test_keyboard_alone_is_enough(page, drawing):
     page.tab.focus("#stage")
     page.tab.keyboard.press("ArrowUp")
     page.settle()
-    top = drawing.nodes[by_influence(drawing.nodes, [
-        i for i, n in enumerate(drawing.nodes) if n.kind == "logit"])[0]]
+    top = drawing.nodes[
+        by_influence(drawing.nodes, [i for i, n in enumerate(drawing.nodes) if n.kind == "logit"])[
+            0
+        ]
+    ]
     assert selected(page) == top.id
     assert page.tab.is_visible("#tip")
     page.tab.keyboard.press("[")
@@ -304,9 +311,18 @@ def test_hover_names_the_node(page, drawing):
     assert page.tab.inner_text("#tip strong") == title(node)
 
 
-@pytest.mark.parametrize(("name", "value"), [
-    ("influence", "55"), ("edges", "120"), ("tab", "about"), ("theme", "dark"),
-    ("q", "petit%20%2F"), ("show", "table"), ("view", "5,30,2,12.5")])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("influence", "55"),
+        ("edges", "120"),
+        ("tab", "about"),
+        ("theme", "dark"),
+        ("q", "petit%20%2F"),
+        ("show", "table"),
+        ("view", "5,30,2,12.5"),
+    ],
+)
 def test_every_key_of_the_address_goes_round(page, name, value):
     page.js("(hash) => { location.hash = hash; }", f"#{name}={value}")
     page.settle()
@@ -328,9 +344,20 @@ def test_node_and_pins_go_round(page, drawing):
     assert f"node={a}&pins={b},{c}&tab=about" in page.tab.url
 
 
-@pytest.mark.parametrize("hash", [
-    "#node=nobody", "#influence=900", "#edges=-1", "#view=1,0,NaN,2", "#tab=<b>", "#%E0%A4%A",
-    "#q=%E0", "#theme=pink&__proto__=1", "#pins=a,b"])
+@pytest.mark.parametrize(
+    "hash",
+    [
+        "#node=nobody",
+        "#influence=900",
+        "#edges=-1",
+        "#view=1,0,NaN,2",
+        "#tab=<b>",
+        "#%E0%A4%A",
+        "#q=%E0",
+        "#theme=pink&__proto__=1",
+        "#pins=a,b",
+    ],
+)
 def test_a_malformed_address_is_ignored_with_a_notice(page, hash):
     page.js("(hash) => { location.hash = hash; }", hash)
     page.settle()
@@ -368,7 +395,8 @@ def test_saved_edges_and_graph_are_those_of_the_drawing(page, drawing):
     rows = list(csv.DictReader(io.StringIO(page.js("() => circuit.csvText()"))))
     weight = {(drawing.nodes[s].id, drawing.nodes[t].id): w for s, t, w in drawing.edges}
     assert {(r["source"], r["target"]): float(r["weight"]) for r in rows} == {
-        pair: pytest.approx(w, rel=1e-6) for pair, w in weight.items()}
+        pair: pytest.approx(w, rel=1e-6) for pair, w in weight.items()
+    }
     graph = json.loads(page.js("() => circuit.jsonText()"))
     assert len(graph["links"]) == len(drawing.edges) and len(graph["nodes"]) == len(drawing.nodes)
     assert graph["metadata"]["prompt_tokens"] == list(drawing.tokens)
@@ -389,8 +417,11 @@ def test_axe_finds_nothing_serious(page):
         page.js("(hash) => { location.hash = hash; }", address)
         page.settle()
         found = page.js("() => axe.run()")["violations"]
-        serious = [(v["id"], [n["target"] for n in v["nodes"]][:4])
-                   for v in found if v["impact"] in ("serious", "critical")]
+        serious = [
+            (v["id"], [n["target"] for n in v["nodes"]][:4])
+            for v in found
+            if v["impact"] in ("serious", "critical")
+        ]
         assert serious == [], address
 
 

@@ -11,9 +11,25 @@ from tests.view.conftest import synthetic
 
 pytestmark = pytest.mark.browser
 
-HOSTILE = ("</script><script>alert(1)</script>", "<!--", '"quoted\' `${x}`', "a\u2028b",
-           "👩\u200d🔬", "שלום עולם", "语言模型", "<0xE5>", "<b>bold</b>", '<a href="x">', "%{x}",
-           "$\\alpha$", "\\u003c", "{{payload}}", "&amp;", "\ud83d", "\0")
+HOSTILE = (
+    "</script><script>alert(1)</script>",
+    "<!--",
+    "\"quoted' `${x}`",
+    "a\u2028b",
+    "👩\u200d🔬",
+    "שלום עולם",
+    "语言模型",
+    "<0xE5>",
+    "<b>bold</b>",
+    '<a href="x">',
+    "%{x}",
+    "$\\alpha$",
+    "\\u003c",
+    "{{payload}}",
+    "&amp;",
+    "\ud83d",
+    "\0",
+)
 
 
 def test_phones_scroll_down_but_never_sideways(open_page, drawing):
@@ -50,24 +66,51 @@ def test_hostile_words_are_shown_literally(open_page):
     assert "<b>bold</b>" in ticks and "</script><s…" in ticks
     for tab in ("about", "pinned", "search"):
         page.tab.click(f"#tab-{tab}")
-    assert page.js("""() => new DOMParser().parseFromString(circuit.svgText(), "image/svg+xml")
-        .querySelector("parsererror")?.textContent ?? null""") is None
+    assert (
+        page.js("""() => new DOMParser().parseFromString(circuit.svgText(), "image/svg+xml")
+        .querySelector("parsererror")?.textContent ?? null""")
+        is None
+    )
     assert page.complaints == []
 
 
 def hostile():
-    nodes = [DrawnNode(f"0_{k}_{k}", "feature", 0, k, k, word, label=word, influence=1 / (k + 1),
-                       activation=1.0, promoted=((word, 1.0),), suppressed=((word, -1.0),))
-             for k, word in enumerate(HOSTILE)]
+    nodes = [
+        DrawnNode(
+            f"0_{k}_{k}",
+            "feature",
+            0,
+            k,
+            k,
+            word,
+            label=word,
+            influence=1 / (k + 1),
+            activation=1.0,
+            promoted=((word, 1.0),),
+            suppressed=((word, -1.0),),
+        )
+        for k, word in enumerate(HOSTILE)
+    ]
     nodes += [DrawnNode("2_9_0", "logit", 1, 0, 9, HOSTILE[0], probability=0.5, influence=0.5)]
     edges = tuple((k, len(HOSTILE), 0.1 * (k + 1)) for k in range(len(HOSTILE)))
-    return Drawing("".join(HOSTILE), HOSTILE, "<i>m</i>", "t</style>", 1, tuple(nodes), edges,
-                   about={"<b>": "</script>"}, notices=("<img src=x onerror=alert(1)>",))
+    return Drawing(
+        "".join(HOSTILE),
+        HOSTILE,
+        "<i>m</i>",
+        "t</style>",
+        1,
+        tuple(nodes),
+        edges,
+        about={"<b>": "</script>"},
+        notices=("<img src=x onerror=alert(1)>",),
+    )
 
 
 def bare(node_kinds=("embedding",), tokens=("one",)):
-    made = {"embedding": DrawnNode("E_1_0", "embedding", -1, 0, 1, "one"),
-            "logit": DrawnNode("5_1_0", "logit", 4, 0, 1, "two", probability=0.9, influence=0.9)}
+    made = {
+        "embedding": DrawnNode("E_1_0", "embedding", -1, 0, 1, "one"),
+        "logit": DrawnNode("5_1_0", "logit", 4, 0, 1, "two", probability=0.9, influence=0.9),
+    }
     return Drawing("one", tokens, "m", "", 4, tuple(made[kind] for kind in node_kinds), ())
 
 
@@ -78,7 +121,8 @@ STRANGE = {
     "one token, all negative": lambda: synthetic(60, 200, tokens=("seul",), negative=1.1),
     "200 tokens": lambda: synthetic(300, 2000, tokens=tuple(f" mot{k}" for k in range(200))),
     "no influence": lambda: replace(
-        (d := synthetic(30, 60)), nodes=tuple(replace(n, influence=0.0) for n in d.nodes)),
+        (d := synthetic(30, 60)), nodes=tuple(replace(n, influence=0.0) for n in d.nodes)
+    ),
 }
 
 
@@ -112,7 +156,8 @@ def test_a_graph_that_only_inhibits_is_drawn_dashed(page):
     page.show(STRANGE["one token, all negative"]())
     assert page.js("() => circuit.drawing().weights.every((weight) => weight < 0)")
     assert page.js("() => circuit.svgText().match(/stroke-dasharray/g).length") == page.js(
-        "() => circuit.graph.edges.length")
+        "() => circuit.graph.edges.length"
+    )
 
 
 def test_what_was_dropped_is_said(page):
