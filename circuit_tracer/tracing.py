@@ -9,16 +9,10 @@ from typing import Literal
 
 import torch
 
-from circuit_tracer.attribute import (
-    Estimate,
-    MaxFeatures,
-    Progress,
-    attribute,
-    estimate,
-    resolve_limit,
-)
+from circuit_tracer.attribute import Progress, attribute
 from circuit_tracer.circuit import Circuit, Provenance
 from circuit_tracer.errors import InputError
+from circuit_tracer.estimate import Estimate, MaxFeatures, estimate, resolve_limit
 from circuit_tracer.graph import Graph, Target
 from circuit_tracer.loading import load
 from circuit_tracer.local import Local

@@ -40,6 +40,20 @@ def fold(net: Transcoders) -> dict[str, list[Tensor]]:
     return {name: [t.to(torch.bfloat16).contiguous() for t in ts] for name, ts in out.items()}
 
 
+@torch.no_grad()
+def round_off(net: Transcoders, folded: dict[str, list[Tensor]]) -> Transcoders:
+    """Put folded, rounded weights back into a network with the same scales, to train it on."""
+    for layer in range(net.layers):
+        one = {name: tensors[layer].float() for name, tensors in folded.items()}
+        scales = net.scale_out[layer : layer + net.reach(layer), None]
+        net.w_dec[layer].copy_(one["W_dec"] / scales)
+        net.w_enc[layer].copy_(one["W_enc"] / net.scale_in[layer])
+        net.b_enc[layer].copy_(one["b_enc"])
+        net.threshold[layer].copy_(one["threshold"])
+        net.b_dec[layer].copy_((one["b_dec"] - net.center[layer]) / net.scale_out[layer])
+    return net
+
+
 def write(folded: dict[str, list[Tensor]], kind: str, folder: Path, model_name: str) -> None:
     """Write a folded set as a folder of the reference tool's layout."""
     from safetensors.torch import save_file

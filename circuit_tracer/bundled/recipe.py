@@ -88,7 +88,7 @@ def make_transcoders(kind: str) -> Callable[[argparse.Namespace, Callable], None
 
     def stage(options: argparse.Namespace, report: Callable) -> None:
         from . import transcoders
-        from .folder import fold, write
+        from .folder import fold, round_off, write
         from .language_model import read
 
         model, tokenizer = read(options.out / "model"), load_tokenizer(options.out / "model")
@@ -100,6 +100,14 @@ def make_transcoders(kind: str) -> Callable[[argparse.Namespace, Callable], None
         recipe = replace(recipe, steps=steps) if steps else recipe
         net = transcoders.train(kind, data, recipe, options.seed, report)
         net = transcoders.polish(net, model, tokenizer, sentences, recipe, options.seed, report)
+        if recipe.second_polish:
+            again = replace(
+                recipe, polish_steps=recipe.second_polish, polish_rate=recipe.second_rate
+            )
+            net = round_off(net, fold(net))
+            net = transcoders.polish(
+                net, model, tokenizer, sentences, again, options.seed + 1, report
+            )
         with Whole(options.out / kind) as folder:
             write(fold(net), kind, folder, MODEL_NAME)
 

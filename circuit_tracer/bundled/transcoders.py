@@ -22,7 +22,7 @@ from .pretrain import Progress, answer_span, pad
 from .tokenizer import PAD
 
 FINAL_WEIGHT = 4.0  # how often the last token of a prompt is drawn, against other tokens
-LENGTHS = {"plt": {"steps": 1300}, "clt": {"steps": 900}}
+LENGTHS = {"plt": {"steps": 1300}, "clt": {"steps": 900, "second_polish": 400}}
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class Recipe:
     polish_steps: int = 200
     polish_batch: int = 64
     polish_rate: float = 3e-4
+    second_polish: int = 0
+    second_rate: float = 8e-4
 
     def rate_at(self, step: int) -> float:
         """The learning rate at a step."""
@@ -78,8 +80,9 @@ class Transcoders(nn.Module):
             writes = torch.zeros(features, self.reach(layer), d_model)
             writes += torch.randn(writes.shape, generator=generator) * 0.1 / d_model**0.5
             self.w_dec.append(nn.Parameter(writes))
-        for name, size in (("threshold", layers), ("scale_in", layers), ("scale_out", layers)):
-            self.register_buffer(name, torch.ones(size))
+        self.register_buffer("threshold", torch.ones(layers, features))
+        self.register_buffer("scale_in", torch.ones(layers))
+        self.register_buffer("scale_out", torch.ones(layers))
         self.register_buffer("center", torch.zeros(layers, d_model))
 
     def reach(self, layer: int) -> int:
@@ -193,7 +196,7 @@ def _step(
     active = []
     for layer, values in enumerate(pre):
         level = batch_level(values.detach(), recipe.k, recipe.threshold_rows)
-        net.threshold[layer].lerp_(level, 1.0 if first else 0.02)
+        net.threshold[layer].lerp_(level.expand(recipe.features), 1.0 if first else 0.02)
         active.append(values * (values.detach() >= level))
         idle[layer] += 1
         idle[layer][active[-1].detach().sum(0) > 0] = 0

@@ -121,7 +121,7 @@ def test_chunking_and_carrying_embeddings_up_change_nothing(family, given, monke
     model = tiny.replacement(family, **given)
     _, usual = rows_of(model)
     for fill, most in ((1, 1), (1, 10**9), (500, 700)):
-        monkeypatch.setattr("circuit_tracer.attribute.CHUNK_ELEMENTS", {"cpu": (fill, most)})
+        monkeypatch.setattr("circuit_tracer.estimate.CHUNK_ELEMENTS", {"cpu": (fill, most)})
         _, other = rows_of(model)
         torch.testing.assert_close(other.dense(), usual.dense(), atol=1e-12, rtol=0)
         torch.testing.assert_close(other.bias, usual.bias, atol=1e-12, rtol=0)

@@ -7,8 +7,8 @@ import tiny
 import torch
 
 import circuit_tracer as ct
-from circuit_tracer.attribute import resolve_limit
 from circuit_tracer.errors import InputError, MemoryBudgetError
+from circuit_tracer.estimate import resolve_limit
 from circuit_tracer.notes import describe
 from circuit_tracer.tracing import estimate_trace, page_circuit
 
@@ -85,7 +85,7 @@ def test_auto_is_everything_where_that_is_quick_and_a_limit_where_it_is_not(mode
     assert resolve_limit(local, 3, "auto") == active
     assert resolve_limit(local, 3, None) == active
     assert resolve_limit(local, 3, 4) == 4
-    monkeypatch.setattr("circuit_tracer.attribute.AUTO_SECONDS", 1e-12)
+    monkeypatch.setattr("circuit_tracer.estimate.AUTO_SECONDS", 1e-12)
     assert 1 <= resolve_limit(local, 3, "auto") < active
 
 
@@ -101,7 +101,7 @@ def test_an_estimate_counts_what_a_run_then_does(model):
 
 
 def test_a_run_that_would_not_fit_is_refused_with_a_setting_that_would(model, monkeypatch):
-    monkeypatch.setattr("circuit_tracer.attribute._free_memory", lambda device: 50_000.0)
+    monkeypatch.setattr("circuit_tracer.estimate._free_memory", lambda device: 50_000.0)
     with pytest.raises(MemoryBudgetError, match=r"--max-features \d+"):
         ct.trace(tiny.PROMPT, model, max_features=None)
 

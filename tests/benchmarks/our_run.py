@@ -22,8 +22,8 @@ import torch
 from meter import Meter
 
 from circuit_tracer.attribute import attribute as edges_of
-from circuit_tracer.attribute import estimate
 from circuit_tracer.edges import EdgeRows, RowBlock
+from circuit_tracer.estimate import estimate
 from circuit_tracer.graph import Graph, Provenance, Target
 from circuit_tracer.loading import load
 from circuit_tracer.nodes import NodeIndex
