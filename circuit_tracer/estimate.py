@@ -22,8 +22,13 @@ MaxFeatures = int | Literal["auto"] | None
 AUTO_SECONDS = 20.0
 """`max_features="auto"` expands every feature when the estimate is below this many seconds."""
 
-CHUNK_ELEMENTS = {"cpu": (1 << 18, 1 << 21), "cuda": (1 << 24, 1 << 28)}
+CHUNK_ELEMENTS = {"cpu": (1 << 19, 1 << 21), "cuda": (1 << 24, 1 << 28)}
 """Elements (positions × d_model × targets) a chunk is filled up to, and never goes beyond."""
+
+
+OVER_THE_FLOOR, SECONDS_A_STEP = 1.7, 2e-4
+"""Measured time over the operation count, and what a step costs whatever its size
+(docs/performance.md)."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,8 @@ class Estimate:
         n_positions, n_active, n_targets: size of the prompt and of its graph; `n_targets` counts
             the rows to attribute, logits included.
         flops: floating point operations of the sweep.
-        seconds: those operations at the matrix-product rate measured here and now.
+        seconds: those operations at the matrix-product rate measured here and now, with what is
+            measured to come on top.
         result_bytes: the rows.
         peak_bytes: rows, write vectors, folded attention and working buffers.
     """
@@ -109,13 +115,14 @@ def estimate(
     chunk = min(widest, max(1, chunk_elements(local.errors.device)[1] // (positions * width)))
     buffers = chunk * (3 * positions * width + active + layers * positions)
     result = int(entries * item)
+    steps = positions * layers * (layers + 1) / 2
     rate = matrix_rate(local.errors.device) if rate == 0.0 else rate
     return Estimate(
         n_positions=positions,
         n_active=active,
         n_targets=int(active * share) + n_directions,
         flops=flops,
-        seconds=flops / rate if rate else 0.0,
+        seconds=flops * OVER_THE_FLOOR / rate + steps * SECONDS_A_STEP if rate else 0.0,
         result_bytes=result,
         peak_bytes=result + item * (written * width + buffers + 6 * layers * positions * width),
     )

@@ -131,7 +131,7 @@ class Local:
             groups = self.adapter.heads // self.adapter.kv_heads
             read = block.value_constant.repeat_interleave(groups, dim=0)
             mixed = torch.einsum("hqk,hc->qhc", pattern, read)
-            constant = torch.einsum("qhc,dhc->qd", mixed, block.output) + block.output_constant
+            constant = torch.einsum("qhc,hcd->qd", mixed, block.output) + block.output_constant
             constant = constant * after[:, None]
             if (post := block.post_attention_norm) is not None and post.bias is not None:
                 constant = constant + post.bias

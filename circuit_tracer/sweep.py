@@ -95,21 +95,27 @@ class Sweep:
             self._buffers[name] = self.local.errors.new_empty(size)
         return self._buffers[name][:size].view(shape)
 
+    def weights(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Attention weights as gradients meet them: (heads · head_dim, d_model) of the output,
+        (d_model, kv_heads · head_dim) of the value."""
+        block = self.adapter.blocks[layer]
+        return block.output.view(-1, self.width), block.value.view(self.width, -1)
+
     def _carry_embeddings_up(self) -> None:
         """What each embedding (and position embedding) adds to each position after attention 0."""
         tokens, positional = self.local.forward.tokens, self.local.forward.positional
         heads = self._read_heads(0, torch.stack([tokens, positional]))
         pattern = self.local.patterns[0]
         output = self.adapter.blocks[0].output
-        written = torch.einsum("skhc,dhc->shkd", heads, output)
+        written = torch.einsum("skhc,hcd->shkd", heads, output)
         self.embedded = torch.einsum("hqk,hkd->qkd", pattern, written[0])
         self.embedded.diagonal(dim1=0, dim2=1).add_(tokens.T)
         self.placed = positional + torch.einsum("hqk,hkd->qd", pattern, written[1])
 
     def _read_heads(self, layer: int, x: Tensor) -> Float[Tensor, "stack key head head_dim"]:
         """What each head reads of residual vectors, without norm scales (those are in patterns)."""
-        value = self.adapter.blocks[layer].value.repeat_interleave(self.groups, dim=0)
-        return torch.einsum("skd,hcd->skhc", x, value)
+        read = torch.einsum("skd,dhc->skhc", x, self.adapter.blocks[layer].value)
+        return read.repeat_interleave(self.groups, dim=2)
 
     def rows(self, layer: int, groups: Sequence[Group]) -> tuple[list[RowBlock], Terms]:
         """Edge rows of the targets of one layer (`n_layers` for logits), positions ascending."""
@@ -213,21 +219,24 @@ class _Chunk:
 
     def attention_from_points(self, layer: int) -> None:
         """First attention step: from one position a target to all positions up to it."""
-        block, pattern = self.adapter.blocks[layer], self.local.patterns[layer]
-        value = block.value.repeat_interleave(self.sweep.groups, dim=0)
+        (output, value), pattern = self.sweep.weights(layer), self.local.patterns[layer]
+        heads, kv, size = self.adapter.heads, self.adapter.kv_heads, self.adapter.head_dim
+        value = value.view(-1, kv, 1, size).permute(1, 2, 0, 3)
         shape = (self.span, self.sweep.width, self.targets)
         self.gradient = self.sweep._buffer("gradient", *shape)
         if len(self.groups) > 1:
             self.gradient.zero_()
         for number, (group, part) in enumerate(zip(self.groups, self.slices, strict=True)):
             p, point = group.position, self.points[number]
-            count = point.shape[1]
-            heads = torch.matmul(block.output.permute(1, 2, 0), point)
-            read = torch.matmul(value.transpose(1, 2), heads).reshape(len(value), -1)
+            read = (output @ point).view(kv, self.sweep.groups, size, -1)
+            read = torch.matmul(value, read).view(heads, -1)
             weights = pattern[:, p, : p + 1].T
-            spread = (weights @ read).view(p + 1, self.sweep.width, count)
-            spread[p] += point + self.past[number] if self.past else point
-            self.gradient[: p + 1, :, part] = spread
+            if len(self.groups) == 1:
+                torch.mm(weights, read, out=self.gradient.view(self.span, -1))
+            else:
+                spread = (weights @ read).view(p + 1, *point.shape)
+                self.gradient[: p + 1, :, part] = spread
+            self.gradient[p, :, part] += point + self.past[number] if self.past else point
 
     def embeddings_at_points(self) -> None:
         """Edges to embeddings of targets that sit right above the attention of layer 0."""
@@ -271,10 +280,9 @@ class _Chunk:
 
     def attention(self, layer: int) -> None:
         """One frozen attention step, in place: three matrix products."""
-        block, span, targets = self.adapter.blocks[layer], self.span, self.targets
-        heads, kv, width = self.adapter.heads, self.adapter.kv_heads, self.sweep.width
+        (output, value), span, targets = self.sweep.weights(layer), self.span, self.targets
+        heads, kv = self.adapter.heads, self.adapter.kv_heads
         size = self.adapter.head_dim
-        output = block.output.reshape(width, heads * size).T
         read = self.sweep._buffer("heads", span, heads * size, targets)
         torch.bmm(output.expand(span, -1, -1), self.gradient, out=read)
         by_head = read.view(span, kv, self.sweep.groups, size * targets)
@@ -285,7 +293,6 @@ class _Chunk:
             part = by_head[:, :, member].transpose(0, 1)
             into = mixed.transpose(0, 1)
             torch.baddbmm(into, pattern[:, member], part, beta=float(member > 0), out=into)
-        value = block.value.reshape(kv * size, width).T
         flat = mixed.view(span, kv * size, targets)
         self.gradient.baddbmm_(value.expand(span, -1, -1), flat)
         if self.beside is not None:

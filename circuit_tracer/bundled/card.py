@@ -71,7 +71,8 @@ def measure_all(
         card[name] = run()
         progress(done, len(steps), name)
     card["sharing"] = probes.sharing(card["overlap"])
-    card["bytes"] = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    weights = [path for kind in ("model", "plt", "clt") for path in (folder / kind).iterdir()]
+    card["bytes"] = sum(path.stat().st_size for path in weights)
     return card
 
 
@@ -238,8 +239,11 @@ def _sharing(card: dict) -> str:
 
 
 def _making(card: dict) -> str:
-    lines = ["## How it was made", "", "`python -m circuit_tracer.bundled.recipe`; minutes:", ""]
+    command = "`python -m circuit_tracer.bundled.recipe`"
+    lines = ["## How it was made", "", f"{command}; minutes of wall clock:", ""]
     for stage, noted in card.get("minutes", {}).items():
         lines.append(f"- {stage}: {noted['minutes']} min, {noted['threads']} thread(s)")
-    lines += ["", f"All of `weights/` is {card['bytes'] / 1e6:.1f} MB."]
+    for remark in card.get("remarks", []):
+        lines += ["", remark]
+    lines += ["", f"Model and transcoders together are {card['bytes'] / 1e6:.1f} MB."]
     return "\n".join(lines)

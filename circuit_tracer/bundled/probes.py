@@ -113,6 +113,8 @@ def overlap(
         for key in keys:
             alike = [k for k in keys if k[0] == key[0] and k[1] != key[1]]
             unlike = [k for k in keys if k[0] != key[0]]
+            if not alike or not unlike:
+                continue
             rows["same_fact"].append((on[key][one], on[key][other]))
             rows["same_task"].append((on[key][one], on[generator.choice(alike)][other]))
             rows["unrelated"].append((on[key][one], on[generator.choice(unlike)][other]))

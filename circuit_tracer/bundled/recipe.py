@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, help="steps of the language model")
     parser.add_argument("--plt-steps", type=int)
     parser.add_argument("--clt-steps", type=int)
+    parser.add_argument("--polish-steps", type=int, help="steps of each polishing")
     parser.add_argument("--plt-features", type=int, default=1024)
     parser.add_argument("--clt-features", type=int, default=704)
     parser.add_argument("--sentences", type=int, default=16000, help="for the transcoders")
@@ -94,10 +95,7 @@ def make_transcoders(kind: str) -> Callable[[argparse.Namespace, Callable], None
         model, tokenizer = read(options.out / "model"), load_tokenizer(options.out / "model")
         sentences = training_sentences(options.sentences, options.seed)
         data = transcoders.collect(model, tokenizer, sentences, final=transcoders.FINAL_WEIGHT)
-        recipe = transcoders.Recipe(features=getattr(options, f"{kind}_features"))
-        steps = getattr(options, f"{kind}_steps")
-        recipe = replace(recipe, **transcoders.LENGTHS[kind])
-        recipe = replace(recipe, steps=steps) if steps else recipe
+        recipe = _set_recipe(kind, options)
         net = transcoders.train(kind, data, recipe, options.seed, report)
         net = transcoders.polish(net, model, tokenizer, sentences, recipe, options.seed, report)
         if recipe.second_polish:
@@ -112,6 +110,19 @@ def make_transcoders(kind: str) -> Callable[[argparse.Namespace, Callable], None
             write(fold(net), kind, folder, MODEL_NAME)
 
     return stage
+
+
+def _set_recipe(kind: str, options: argparse.Namespace):
+    """How to train a set: the standing recipe of its kind, with what the command line changes."""
+    from .transcoders import LENGTHS, Recipe
+
+    lengths = dict(LENGTHS[kind])
+    if getattr(options, f"{kind}_steps"):
+        lengths["steps"] = getattr(options, f"{kind}_steps")
+    if options.polish_steps:
+        lengths["polish_steps"] = options.polish_steps
+        lengths["second_polish"] = min(lengths.get("second_polish", 0), options.polish_steps)
+    return Recipe(features=getattr(options, f"{kind}_features"), **lengths)
 
 
 def training_sentences(count: int, seed: int) -> list:
@@ -142,6 +153,7 @@ def make_card(options: argparse.Namespace, report: Callable) -> None:
     old = _card(options)
     card = measure_all(options.out, options.probes, options.prompts, options.seed, report)
     card["minutes"] = old.get("minutes", {})
+    card["remarks"] = old.get("remarks", [])
     _write(options.out / "card.json", json.dumps(card, indent=1, ensure_ascii=False) + "\n")
     _write(options.out / "README.md", describe(card))
 

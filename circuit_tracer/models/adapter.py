@@ -3,8 +3,10 @@
 With attention patterns and norm denominators frozen, a block is linear. Everything about it that
 does not depend on the prompt is folded here, once, into two matrices a layer:
 
-    value  = W_V diag(w_norm) C        (kv_heads, head_dim, d_model)   into the heads
-    output = C diag(w_post) W_O        (d_model, heads, head_dim)      out of them
+    value  = W_V diag(w_norm) C        into the heads, kept as (d_model, kv_heads, head_dim)
+    output = diag(w_post) C W_O        out of them, kept as (heads, head_dim, d_model)
+
+each transposed in memory, as a gradient on its way down meets them.
 
 (C centres, for LayerNorm; the post-norm exists in Gemma.) What depends on the prompt, the norm
 scales, is a number a position, and multiplies the pattern. So the attention step of a family with
@@ -58,8 +60,8 @@ class Block:
     """One transformer block: its modules, its norms, and its attention folded.
 
     Attributes:
-        value: (kv_heads, head_dim, d_model), attention norm folded in.
-        output: (d_model, heads, head_dim), post-attention norm folded in.
+        value: (d_model, kv_heads, head_dim), attention norm folded in.
+        output: (heads, head_dim, d_model), post-attention norm folded in.
         value_constant: (kv_heads, head_dim): what the heads read whatever the input (b_V and the
             norm's bias through W_V).
         output_constant: (d_model,): b_O, post-norm folded in; still to be scaled by that norm.
@@ -72,8 +74,8 @@ class Block:
     post_attention_norm: Norm | None
     mlp_norm: Norm | None
     post_mlp_norm: Norm | None
-    value: Float[Tensor, "kv_head head_dim d_model"]
-    output: Float[Tensor, "d_model head head_dim"]
+    value: Float[Tensor, "d_model kv_head head_dim"]
+    output: Float[Tensor, "head head_dim d_model"]
     value_constant: Float[Tensor, "kv_head head_dim"]
     output_constant: Float[Tensor, " d_model"]
 
@@ -185,8 +187,8 @@ class Adapter:
             module=module,
             attention=attention,
             mlp=self._find(module, family.mlp),
-            value=value.reshape(self.kv_heads, self.head_dim, self.d_model).contiguous(),
-            output=output.reshape(self.d_model, self.heads, self.head_dim).contiguous(),
+            value=value.T.contiguous().view(self.d_model, self.kv_heads, self.head_dim),
+            output=output.T.contiguous().view(self.heads, self.head_dim, self.d_model),
             value_constant=value_bias.reshape(self.kv_heads, self.head_dim),
             output_constant=output_bias,
             attention_norm=before,

@@ -122,7 +122,7 @@ def circumstances(rows: list[Row]) -> list[str]:
         lines.append(
             f"- {words}: {row['date']}, commit {state}, {row['cpu']} ({row['cores']} cores), "
             f"{row['threads']} thread{'s' * (row['threads'] > 1)}, {row['rounds']} rounds, "
-            f"load {row['load_before']} before, {versions}"
+            f"load {row['load']}, {versions}"
         )
     return lines
 

@@ -47,6 +47,13 @@ with torch.no_grad():
     model(**tokenizer({prompt!r}, return_tensors="pt"))
 """
 
+VERSIONS = """
+import json
+from importlib.metadata import version
+names = ("circuit-tracer", "torch", "transformers", "transformer-lens")
+print(json.dumps({f"reference {name}": version(name) for name in names}))
+"""
+
 
 class Run:
     """How measured processes are started: threads, cores, and which Python is whose."""
@@ -54,6 +61,9 @@ class Run:
     def __init__(self, given: argparse.Namespace):
         self.threads, self.reference = given.threads, given.reference
         self.cores, self.rounds, self.case = given.cores, given.rounds, given.case
+        self.versions = {name: version(name) for name in ("torch", "transformers")}
+        if self.reference:
+            self.versions |= json.loads(self.process([self.reference, "-c", VERSIONS], 1, []))
 
     def ours(self, *words: object) -> Figures:
         paths = [ROOT, ROOT / "kernels", *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -120,7 +130,7 @@ def attribution(run: Run) -> Iterator[dict[str, Any]]:
             found = difference(*(Path(folder) / side for side in SIDES)) if theirs else {}
         if found and not found["largest_difference"] <= TOLERANCE:
             raise SystemExit(f"the matrices differ: {found}")
-        yield row(name, run.threads, {**case.SHAPES, "max_features": limit}, ours, theirs, found)
+        yield row(name, run, {**case.SHAPES, "max_features": limit}, ours, theirs, found)
 
 
 def pruning(run: Run) -> Iterator[dict[str, Any]]:
@@ -136,7 +146,7 @@ def pruning(run: Run) -> Iterator[dict[str, Any]]:
             strays = [abs(other[name] / ours[0][name] - 1) for name in ("kept_nodes", "kept_edges")]
             if max(strays) > 1e-3:  # ties at the thresholds, in float32 there
                 raise SystemExit(f"what is kept differs: {found}")
-        yield row("pruning and scores", run.threads, {"nodes": nodes}, ours, theirs, found)
+        yield row("pruning and scores", run, {"nodes": nodes}, ours, theirs, found)
 
 
 def process(run: Run) -> Iterator[dict[str, Any]]:
@@ -167,11 +177,12 @@ def process(run: Run) -> Iterator[dict[str, Any]]:
                 )
     yield row(
         "whole process",
-        threads,
+        run,
         {"prompt": PROMPT},
         seconds["ours"],
         [],
         {},
+        threads=threads,
         forward=seconds["forward"],
     )
 
@@ -180,7 +191,7 @@ def floor(run: Run) -> Iterator[dict[str, Any]]:
     """CPU seconds of the sweep over its operations at the measured matrix-product rate."""
     say("time over the floor")
     ours, _ = run.in_turn(["floor", run.case])
-    yield row("time over the floor", run.threads, case.SHAPES, ours, [], {})
+    yield row("time over the floor", run, case.SHAPES, ours, [], {})
 
 
 WORKS = {"attribution": attribution, "pruning": pruning, "process": process, "floor": floor}
@@ -211,11 +222,12 @@ def difference(ours: Path, theirs: Path) -> Figures:
 
 def row(
     work: str,
-    threads: int,
+    run: Run,
     shapes: dict[str, Any],
     ours: list[Figures],
     theirs: list[Figures],
     found: dict[str, Any],
+    threads: int | None = None,
     **others: list[Figures],
 ) -> dict[str, Any]:
     """One line of the results: percentiles of every figure, and of the ratios of each round."""
@@ -231,7 +243,7 @@ def row(
             }
     return {
         "work": work,
-        **circumstances(threads),
+        **circumstances(run, threads or run.threads),
         "shapes": shapes,
         "rounds": len(ours),
         **{
@@ -256,7 +268,7 @@ def percentiles(values: list[float]) -> dict[str, float]:
     return result
 
 
-def circumstances(threads: int) -> dict[str, Any]:
+def circumstances(run: Run, threads: int) -> dict[str, Any]:
     """Where, when and with what."""
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%MZ"),
@@ -266,9 +278,9 @@ def circumstances(threads: int) -> dict[str, Any]:
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "threads": threads,
-        "load_before": round(os.getloadavg()[0], 1),
+        "load": round(os.getloadavg()[0], 1),
         "python": sys.version.split()[0],
-        "versions": {name: version(name) for name in ("torch", "transformers")},
+        "versions": run.versions,
     }
 
 

@@ -10,8 +10,8 @@ from circuit_tracer.bundled import recipe
 from circuit_tracer.bundled.folder import Folded
 
 WORDS = """
---quiet --no-compile --threads 1 --layers 3 --steps 3 --plt-steps 3 --clt-steps 3
---plt-features 32 --clt-features 24 --sentences 300 --probes 3 --prompts 40
+--quiet --no-compile --threads 1 --layers 4 --steps 3 --plt-steps 3 --clt-steps 3
+--plt-features 32 --clt-features 24 --sentences 300 --probes 3 --prompts 40 --polish-steps 2
 """
 TOY = WORDS.split()
 
@@ -31,7 +31,7 @@ def test_it_makes_every_folder(made):
         "card.json",
         "README.md",
     }
-    assert Folded(made / "clt").w_dec[0].shape == (24, 3, 128)
+    assert Folded(made / "clt").w_dec[0].shape == (24, 4, 128)
 
 
 def test_the_card_tells_time_and_figures(made):

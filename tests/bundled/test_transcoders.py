@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from circuit_tracer.bundled.folder import Folded, fold, write
+from circuit_tracer.bundled.folder import Folded, fold, round_off, write
 from circuit_tracer.bundled.transcoders import Activations, Recipe, Transcoders, train
 
 LAYERS, WIDTH, FEATURES = 3, 8, 20
@@ -47,6 +47,16 @@ def test_folded_decoders_have_unit_norm(kind):
     for writes in fold(random_net(kind))["W_dec"]:
         norms = writes.double().flatten(1).norm(dim=1)
         torch.testing.assert_close(norms, torch.ones(FEATURES).double(), atol=5e-3, rtol=0)
+
+
+def test_rounding_off_keeps_what_ships(kind):
+    net, inputs = random_net(kind), torch.randn(LAYERS, 50, WIDTH)
+    folded = fold(net)
+    again = fold(round_off(net, folded))
+    for name, tensors in folded.items():
+        for one, other in zip(tensors, again[name], strict=True):
+            torch.testing.assert_close(one, other, atol=2e-2, rtol=1e-2)
+    assert torch.isfinite(net.at(0, inputs[0], [])).all()
 
 
 def test_the_spliced_network_is_the_training_network(kind):
