@@ -1,4 +1,4 @@
-"""The model card: every figure of `measure`, `probes` and `paths`, as data and as a page.
+"""The model card: every figure of `measure`, `probes` and the tracer itself, as data and as a page.
 
 `measure_all` returns what `card.json` holds; `describe` writes the page from it, so that the page
 cannot say what was not measured.  Figures that miss their goal stand beside it like the others.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from . import measure, paths, probes
+from . import measure, probes
 from .corpus import corpus, glossaries, switched, translations
 from .folder import INPUT_SITE, OUTPUT_SITE, Folded
 from .language_model import read, shape_dict
@@ -62,10 +62,7 @@ def measure_all(
         },
         "patches": lambda: probes.patches(model, tokenizer, pairs, seed),
         "overlap": lambda: probes.overlap(model, tokenizer, sets["plt"], min(count, 250)),
-        "graphs": lambda: {
-            kind: {p: paths.describe(model, tokenizer, folded, p) for p in measure.SHOWN}
-            for kind, folded in sets.items()
-        },
+        "graphs": lambda: {kind: graph_scores(folder / "model", folder / kind) for kind in sets},
     }
     for done, (name, run) in enumerate(steps.items(), start=1):
         card[name] = run()
@@ -74,6 +71,23 @@ def measure_all(
     weights = [path for kind in ("model", "plt", "clt") for path in (folder / kind).iterdir()]
     card["bytes"] = sum(path.stat().st_size for path in weights)
     return card
+
+
+def graph_scores(model: Path, transcoders: Path) -> dict[str, dict[str, float]]:
+    """Scores of the whole graphs of the prompts in `measure.SHOWN`, by the tracer."""
+    from circuit_tracer.loading import load
+    from circuit_tracer.tracing import trace
+
+    replaced, found = load(model, transcoders), {}
+    for prompt in measure.SHOWN:
+        graph = trace(prompt, replaced, max_features=None)
+        found[prompt] = {
+            "features": graph.index.n_features,
+            "replacement": round(graph.scores.replacement, 4),
+            "completeness": round(graph.scores.completeness, 4),
+            "mean_path": round(graph.scores.mean_path_length, 3),
+        }
+    return found
 
 
 def _counts(tokenizer) -> dict[str, object]:

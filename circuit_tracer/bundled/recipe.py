@@ -19,6 +19,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from circuit_tracer.files import write_text
+
 STAGES = ("model", "plt", "clt", "card")
 MODEL_NAME = "trace-circuits/bundled-five-languages"
 ALLOCATOR = {  # page faults of large temporaries halve the speed; these keep freed memory mapped
@@ -154,8 +156,8 @@ def make_card(options: argparse.Namespace, report: Callable) -> None:
     card = measure_all(options.out, options.probes, options.prompts, options.seed, report)
     card["minutes"] = old.get("minutes", {})
     card["remarks"] = old.get("remarks", [])
-    _write(options.out / "card.json", json.dumps(card, indent=1, ensure_ascii=False) + "\n")
-    _write(options.out / "README.md", describe(card))
+    write_text(options.out / "card.json", json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+    write_text(options.out / "README.md", describe(card))
 
 
 _STAGES = {
@@ -176,14 +178,7 @@ def _note_time(options: argparse.Namespace, stage: str, seconds: float) -> None:
     card = _card(options)
     noted = {"minutes": round(seconds / 60, 1), "threads": options.threads}
     card.setdefault("minutes", {})[stage] = noted
-    _write(options.out / "card.json", json.dumps(card, indent=1, ensure_ascii=False) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file under a temporary name, then rename it."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_text(options.out / "card.json", json.dumps(card, indent=1, ensure_ascii=False) + "\n")
 
 
 class Whole:

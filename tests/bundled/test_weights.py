@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from circuit_tracer import bundled
-from circuit_tracer.bundled import measure, paths, probes
-from circuit_tracer.bundled.card import describe
+from circuit_tracer.bundled import measure, model_dir, probes, transcoder_dir
+from circuit_tracer.bundled.card import describe, graph_scores
 from circuit_tracer.bundled.folder import Folded
 from circuit_tracer.bundled.language_model import read
 
@@ -107,9 +107,8 @@ def test_patches_are_the_cards(model, tokenizer, card):
         assert shares[1] == pytest.approx(card["patches"][name][1], abs=0.25)
 
 
-def test_a_graphs_depth_is_the_cards(model, tokenizer, sets, card):
-    prompt = "The opposite of small is"
-    found = paths.describe(model, tokenizer, sets["plt"], prompt)
-    wanted = card["graphs"]["plt"][prompt]
-    assert found["mean_path"] == pytest.approx(wanted["mean_path"], abs=0.01)
-    assert found["replacement"] == pytest.approx(wanted["replacement"], abs=0.01)
+@pytest.mark.parametrize("kind", ["plt", "clt"])
+def test_the_graphs_are_the_cards(card, kind):
+    found = graph_scores(model_dir(), transcoder_dir(kind))
+    for prompt, scores in card["graphs"][kind].items():
+        assert found[prompt] == pytest.approx(scores, abs=0.005)

@@ -15,7 +15,7 @@ PAGES = [
     for path, text in texts()
     if path.suffix == ".md" and ROOT / "tests" not in path.parents
 ]
-RUN = ["README.md", "docs/quickstart.md"]
+RUN = ["README.md", "docs/quickstart.md", "docs/bundled_model.md"]
 
 
 def anchors(text: str) -> set[str]:
