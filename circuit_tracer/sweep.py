@@ -88,7 +88,7 @@ class Sweep:
         if self.carries_up:
             self._carry_embeddings_up()
 
-    def _buffer(self, name: str, *shape: int) -> Tensor:
+    def buffer(self, name: str, *shape: int) -> Tensor:
         """A reused buffer; its content is whatever was there."""
         size = int(torch.Size(shape).numel())
         if name not in self._buffers or self._buffers[name].numel() < size:
@@ -139,9 +139,9 @@ class _Chunk:
         self.slices = [slice(a, b) for a, b in zip(sizes, sizes[1:], strict=False)]
         self.targets = sizes[-1]
         self.columns = sweep.index.cone(layer, groups[-1].position)
-        self.out = sweep._buffer("out", len(self.columns), self.targets).zero_()
+        self.out = sweep.buffer("out", len(self.columns), self.targets).zero_()
         self.points = [group.reads.T for group in groups]
-        self.gradient = self.points[0]
+        self.gradient: Tensor
         self.past = [torch.zeros_like(point) for point in self.points] if sweep.parallel else []
         self.beside: Tensor | None = None
         self.sums = self.out.new_zeros(3, self.targets)  # bias, ignored, positional
@@ -223,7 +223,7 @@ class _Chunk:
         heads, kv, size = self.adapter.heads, self.adapter.kv_heads, self.adapter.head_dim
         value = value.view(-1, kv, 1, size).permute(1, 2, 0, 3)
         shape = (self.span, self.sweep.width, self.targets)
-        self.gradient = self.sweep._buffer("gradient", *shape)
+        self.gradient = self.sweep.buffer("gradient", *shape)
         if len(self.groups) > 1:
             self.gradient.zero_()
         for number, (group, part) in enumerate(zip(self.groups, self.slices, strict=True)):
@@ -283,10 +283,10 @@ class _Chunk:
         (output, value), span, targets = self.sweep.weights(layer), self.span, self.targets
         heads, kv = self.adapter.heads, self.adapter.kv_heads
         size = self.adapter.head_dim
-        read = self.sweep._buffer("heads", span, heads * size, targets)
+        read = self.sweep.buffer("heads", span, heads * size, targets)
         torch.bmm(output.expand(span, -1, -1), self.gradient, out=read)
         by_head = read.view(span, kv, self.sweep.groups, size * targets)
-        mixed = self.sweep._buffer("mixed", span, kv, size * targets)
+        mixed = self.sweep.buffer("mixed", span, kv, size * targets)
         pattern = self.local.patterns[layer][:, :span, :span].transpose(1, 2)
         pattern = pattern.view(kv, self.sweep.groups, *pattern.shape[1:])
         for member in range(self.sweep.groups):

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+# Everything traced here is tiny: a second thread only waits for the first.
+torch.set_num_threads(1)
+
 DATA = Path(__file__).parent / "data"
 
 

@@ -194,6 +194,6 @@ def test_the_sweep_reuses_its_buffers():
     model = tiny.replacement("llama")
     local = model.localise(model.run(tiny.PROMPT))
     sweep = Sweep(local, local.index, lambda *a: None)
-    first = sweep._buffer("x", 3, 4)
-    assert sweep._buffer("x", 2, 5).data_ptr() == first.data_ptr()
-    assert sweep._buffer("x", 4, 5).numel() == 20
+    first = sweep.buffer("x", 3, 4)
+    assert sweep.buffer("x", 2, 5).data_ptr() == first.data_ptr()
+    assert sweep.buffer("x", 4, 5).numel() == 20
