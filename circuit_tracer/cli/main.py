@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from circuit_tracer.cli.attribute import attribute
+from circuit_tracer.cli.convert import convert
 from circuit_tracer.cli.doctor import doctor
 from circuit_tracer.cli.trace import trace
 
@@ -23,5 +24,5 @@ def main() -> None:
     """Trace how a language model arrives at its next token."""
 
 
-for command in (trace, attribute, doctor):
+for command in (trace, attribute, convert, doctor):
     main.add_command(command)

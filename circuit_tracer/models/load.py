@@ -6,11 +6,13 @@ import json
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import torch
 
 from circuit_tracer.errors import InputError, ModelError, TranscoderError
 from circuit_tracer.models.adapter import Adapter
+from circuit_tracer.transcoders.base import TranscoderSet
 
 DTYPES = {
     "float32": torch.float32,
@@ -152,12 +154,78 @@ def open_model(reference: str, device: torch.device, dtype: torch.dtype | str) -
     return Adapter(model, reference, exact), tokenizer
 
 
-def open_transcoders(reference: str) -> Any:
-    """The transcoder set of a folder or hub id."""
-    from circuit_tracer.transcoders.formats.folder import open_folder
+OTHERS = ["*.json", "*sae.safetensors", "*sae_weights.safetensors"]
+OTHERS += ["layer_" + "?" * digits + ".npz" for digits in (1, 2, 3)]
+"""Downloaded of a hub repository without a config.yaml: files of which there is one a layer. Not
+those of GemmaScope, which has hundreds of gigabytes to choose from."""
+
+
+def open_transcoders(reference: str) -> TranscoderSet:
+    """The transcoder set of a folder, a hub id, or a folder in one: `org/repo/sub@revision`.
+
+    Raises:
+        InputError: no such folder. TranscoderError: no network, no known format, damaged files.
+    """
+    from circuit_tracer.transcoders.formats.opening import open_set
 
     try:
-        folder = fetch(reference, ["*.yaml", "*.safetensors"])
+        return open_set(_fetch_set(reference), reference, fetch_file)
     except ModelError as error:
         raise TranscoderError(str(error)) from error
-    return open_folder(folder, reference)
+
+
+def _fetch_set(reference: str) -> Path:
+    """The folder of a set."""
+    name, revision = split_revision(reference)
+    org, _, rest = name.partition("/")
+    repository, _, inner = rest.partition("/")
+    if not inner or Path(reference).expanduser().exists() or org in ("", ".", "..", "~"):
+        return _fetch_whole(reference)
+    inner = inner.strip("/")
+    if ".." in inner.split("/"):
+        raise InputError(f"{reference} should be a folder in a repository; take '..' out of it")
+    whole = f"{org}/{repository}" + (f"@{revision}" if revision else "")
+    folder = fetch(whole, [f"{inner}/*"]) / inner
+    if not folder.is_dir():
+        raise TranscoderError(f"{whole} has no folder {inner}: check the name")
+    return folder
+
+
+def _fetch_whole(reference: str) -> Path:
+    """A folder or repository. Where its config names files, only those are downloaded."""
+    from circuit_tracer.transcoders.formats.config import NAME, read_config
+
+    folder = fetch(reference, ["*.yaml"])
+    if not (folder / NAME).is_file():
+        return fetch(reference, OTHERS)
+    named = read_config(folder, reference).transcoders
+    if named is None:
+        return fetch(reference, ["*.yaml", "*.safetensors"])
+    beside = [entry for entry in named if not entry.startswith("hf://")]
+    return fetch(reference, ["*.yaml", *beside]) if beside else folder
+
+
+def fetch_file(uri: str) -> Path:
+    """A file of a hub repository, `hf://org/repo/path?revision=…`, in the hub's own cache.
+
+    Raises:
+        TranscoderError: not such a name; no network, no such repository, revision or file.
+    """
+    from huggingface_hub import hf_hub_download
+
+    wanted = f"{uri!r} should read hf://org/repo/path/to/file?revision=…"
+    try:
+        parts = urlsplit(uri)
+    except ValueError as error:
+        raise TranscoderError(wanted) from error
+    repository, _, path = parts.path.lstrip("/").partition("/")
+    if parts.scheme != "hf" or not parts.netloc or not path or ".." in path.split("/"):
+        raise TranscoderError(wanted)
+    name = f"{parts.netloc}/{repository}"
+    revision = parse_qs(parts.query).get("revision", [None])[0]
+    try:
+        return Path(hf_hub_download(name, path, revision=revision))
+    except Exception as error:
+        if type(error).__name__ in ("EntryNotFoundError", "RemoteEntryNotFoundError"):
+            raise TranscoderError(f"{name} has no file {path}") from error
+        raise TranscoderError(_why_not(name, revision, error)) from error

@@ -77,7 +77,7 @@ def test_python_blocks_run(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RUN)
+@pytest.mark.parametrize("name", [name for name in RUN if blocks(name, "bash")])
 def test_commands_run(name, tmp_path, monkeypatch):
     """Every `trace` and `circuit-tracer` line of the pages' bash blocks."""
     from circuit_tracer.cli.main import main, trace

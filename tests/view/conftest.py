@@ -199,8 +199,16 @@ class Page:
         return self
 
     def settle(self, wait=260):
-        """Past the two frames and the timers in which a change is drawn."""
+        """Past the timers in which a change is drawn, however slow the machine, and two frames."""
         self.tab.wait_for_timeout(wait)
+        self.js(
+            """async () => {
+            const frame = () => new Promise((done) => requestAnimationFrame(done));
+            while (window.circuit?.busy()) await frame();
+            await frame();
+            await frame();
+        }"""
+        )
 
     def show(self, drawing):
         """Another drawing in the same page, as if it had been opened with it."""

@@ -1,1 +1,1 @@
-"""File formats of transcoders, one module a format; no maths here."""
+"""File formats of transcoders, one module a format; no maths here. `opening` tells them apart."""

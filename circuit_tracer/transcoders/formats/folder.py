@@ -8,81 +8,47 @@
     W_dec_{i}.safetensors       CLT: W_dec_{i} (F, L-i, D); [:, j] writes to layer i+j
 
 Where no activation is named, a threshold tensor means JumpReLU and its absence ReLU. TopK sets
-keep their k: it is in the config, and is never guessed away.
+keep their k: in the config, or, where layers differ, as a tensor `k` (CLT: `k_{i}`) in each file.
+
+`config.yaml` may name the files instead, one a layer, as paths in the folder or as
+`hf://org/repo/path?revision=…`. What a named file holds decides how it is read: `W_enc` as above,
+`w_enc` as GemmaScope 2, an .npz as GemmaScope.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
-
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from circuit_tracer.errors import TranscoderError
-from circuit_tracer.transcoders.base import (
-    Activation,
-    LayerWeights,
-    ReadSite,
-    TranscoderSet,
-    WriteSite,
-)
-from circuit_tracer.transcoders.formats.tensors import TensorFile
+from circuit_tracer.transcoders.base import Activation, LayerWeights, TranscoderSet
+from circuit_tracer.transcoders.formats import gemma_scope, gemma_scope_2
+from circuit_tracer.transcoders.formats.config import FolderConfig, read_config
+from circuit_tracer.transcoders.formats.placement import inside
+from circuit_tracer.transcoders.formats.tensors import TensorFile, jump_relu
 
 THRESHOLD = "activation_function.threshold"
+Fetch = Callable[[str], Path]
 
 
-class FolderConfig(BaseModel):
-    """`config.yaml`."""
+def open_folder(folder: Path, name: str | None = None, fetch: Fetch | None = None) -> TranscoderSet:
+    """Open a folder. Reads headers only; weights stay on disk until they are used.
 
-    model_config = ConfigDict(extra="allow", protected_namespaces=())
-
-    model_kind: Literal["transcoder_set", "cross_layer_transcoder"]
-    feature_input_hook: ReadSite
-    feature_output_hook: WriteSite
-    model_name: str = ""
-    scan: str | list[str] | None = None
-    activation: Literal["relu", "topk", "jump_relu"] | None = None
-    k: int | None = Field(default=None, gt=0)
-    transcoders: list[str] | None = None
-
-    @model_validator(mode="after")
-    def _topk_has_k(self) -> FolderConfig:
-        if self.activation == "topk" and self.k is None:
-            raise ValueError("activation topk needs k, the number of features kept")
-        return self
-
-
-def read_config(folder: Path) -> FolderConfig:
-    """Parse `config.yaml`. Raises TranscoderError that names the field at fault."""
-    path = folder / "config.yaml"
-    if not path.is_file():
-        raise TranscoderError(
-            f"{folder} has no config.yaml, so it is not a transcoder folder. It should hold "
-            "config.yaml beside layer_0.safetensors … (per-layer) or W_enc_0.safetensors … "
-            "(cross-layer)."
-        )
-    try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return FolderConfig.model_validate(fields)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise TranscoderError(f"{path} is not valid YAML: {error}") from error
-    except ValidationError as error:
-        faults = "; ".join(
-            f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}" for e in error.errors()
-        )
-        raise TranscoderError(f"{path} is not a transcoder config: {faults}") from error
-
-
-def open_folder(folder: Path, name: str | None = None) -> TranscoderSet:
-    """Open a folder. Reads headers only; weights stay on disk until they are used."""
-    config = read_config(folder)
+    Args:
+        fetch: brings a file `hf://…` and says where it is; without it such entries are refused.
+    """
+    config = read_config(folder, name or "")
     plt = config.model_kind == "transcoder_set"
-    files = _layer_files(folder, config) if plt else _numbered(folder, "W_enc_{}.safetensors")
+    if config.transcoders is not None:
+        files = [_entry(folder, entry, fetch) for entry in config.transcoders]
+    else:
+        files = _numbered(folder, "layer_{}.safetensors" if plt else "W_enc_{}.safetensors")
 
     def source(layer: int) -> LayerWeights:
+        if config.transcoders is not None:
+            return _named(files[layer], layer, len(files), config)
         if plt:
-            return _per_layer(files[layer], config)
+            return _per_layer(TensorFile(files[layer]), config)
         return _cross_layer(folder, layer, len(files), config)
 
     return TranscoderSet(
@@ -109,34 +75,53 @@ def _numbered(folder: Path, pattern: str) -> list[Path]:
     return files
 
 
-def _layer_files(folder: Path, config: FolderConfig) -> list[Path]:
-    """Files of a per-layer set: named in the config, or counted up from layer_0."""
-    if config.transcoders is None:
-        return _numbered(folder, "layer_{}.safetensors")
-    remote = [entry for entry in config.transcoders if entry.startswith("hf://")]
-    if remote:
-        raise TranscoderError(
-            f"{folder}/config.yaml points at files on the hub ({remote[0]} …), which this version "
-            "does not follow. Download them into the folder as layer_0.safetensors …"
-        )
-    return [folder / entry for entry in config.transcoders]
+def _entry(folder: Path, entry: str, fetch: Fetch | None) -> Path:
+    """The file that an entry of `transcoders:` names."""
+    if entry.startswith("hf://"):
+        if fetch is None:
+            raise TranscoderError(
+                f"{folder}/config.yaml points at a file on the hub, {entry}, and nothing here may "
+                "fetch it. Download it into the folder and name it there."
+            )
+        return fetch(entry)
+    path = inside(folder, entry)
+    if not path.is_file():
+        raise TranscoderError(f"{folder}/config.yaml names {entry}, which is not there.")
+    return path
+
+
+def _named(path: Path, layer: int, n_layers: int, config: FolderConfig) -> LayerWeights:
+    """A layer from a file that the config names, read as what it holds."""
+    plt = config.model_kind == "transcoder_set"
+    archive = path.suffix == ".npz"
+    file = None if archive else TensorFile(path)
+    if file is not None and "w_enc" not in file.names and plt:
+        return _per_layer(file, config)
+    if config.activation not in (None, "jump_relu"):
+        raise TranscoderError(f"config.yaml says {config.activation}, but {path} is JumpReLU.")
+    if file is not None:
+        return gemma_scope_2.read_layer(path, layer, n_layers, "plt" if plt else "clt")
+    if not plt:
+        raise TranscoderError(f"{path} is a per-layer archive, in a set that is cross-layer.")
+    return gemma_scope.read_layer(path)
 
 
 def _activation(
-    file: TensorFile, threshold: str, n_features: int, config: FolderConfig
+    file: TensorFile, threshold: str, k: str, n_features: int, config: FolderConfig
 ) -> Activation:
-    if config.activation == "topk":
-        return Activation("topk", k=config.k or 0)
+    if config.activation == "topk" or (config.activation is None and k in file.names):
+        kept = file.count(k) if k in file.names else config.k
+        if config.k not in (None, kept):
+            raise TranscoderError(f"{file.path} keeps {kept} features, its config {config.k}.")
+        return Activation("topk", k=kept or 0)
     if threshold in file.names and config.activation != "relu":
-        scalar = file.shape(threshold) in ((), (1,))
-        return Activation("jump_relu", file.get(threshold, None if scalar else (n_features,)))
+        return jump_relu(file, threshold, n_features)
     if config.activation == "jump_relu":
         raise TranscoderError(f"{file.path} should hold {threshold!r}: its config says jump_relu.")
     return Activation("relu")
 
 
-def _per_layer(path: Path, config: FolderConfig) -> LayerWeights:
-    file = TensorFile(path)
+def _per_layer(file: TensorFile, config: FolderConfig) -> LayerWeights:
     encoder = file.get("W_enc", (-1, -1))
     n_features, width = encoder.shape
     return LayerWeights(
@@ -144,7 +129,7 @@ def _per_layer(path: Path, config: FolderConfig) -> LayerWeights:
         encoder_bias=file.get("b_enc", (n_features,)),
         decoders=(file.get("W_dec", (n_features, width)),),
         output_bias=file.get("b_dec", (width,)),
-        activation=_activation(file, THRESHOLD, n_features, config),
+        activation=_activation(file, THRESHOLD, "k", n_features, config),
         skip=file.get("W_skip", (width, width)) if "W_skip" in file.names else None,
     )
 
@@ -161,6 +146,6 @@ def _cross_layer(folder: Path, layer: int, n_layers: int, config: FolderConfig) 
         encoder_bias=encoders.get(f"b_enc_{layer}", (n_features,)),
         decoders=table.unbind(1),
         output_bias=encoders.get(f"b_dec_{layer}", (width,)),
-        activation=_activation(encoders, f"threshold_{layer}", n_features, config),
+        activation=_activation(encoders, f"threshold_{layer}", f"k_{layer}", n_features, config),
         skip=encoders.get(skip, (width, width)) if skip in encoders.names else None,
     )

@@ -228,5 +228,6 @@ async function start() {
 
 // For tests and the console: where things are, and what is chosen.
 window.circuit = { state: S, graph: G, drawing: () => D, project, pathOf, svgText, csvText, jsonText,
+  busy: () => Boolean(writing || settling || frameAsked),
   open: async (packed) => show(await inflate(packed)) };
 start();

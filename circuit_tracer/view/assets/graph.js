@@ -176,7 +176,7 @@ function look(view) {
     applyView(true);
   });
   clearTimeout(settling);
-  settling = setTimeout(() => { applyView(false); writeHash(); }, 140);
+  settling = setTimeout(() => { settling = 0; applyView(false); writeHash(); }, 140);
 }
 
 function applyView(moving) {

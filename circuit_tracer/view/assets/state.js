@@ -65,6 +65,7 @@ let writing = 0;
 function writeHash(push = false) {
   clearTimeout(writing);
   const write = () => {
+    writing = 0;
     const wanted = "#" + hashOf();
     if (wanted === (location.hash || "#")) return;
     try {
