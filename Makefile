@@ -7,7 +7,7 @@
 #   make test-old  the core's tests on the oldest supported transformers, in .venv-old
 #   make bench     measurements, printed and not judged; BENCH="--reference PYTHON" compares
 #   make docs      redraw the generated pictures, then check every link
-#   make bundled   retrain the bundled model and its transcoders (under an hour on 2 cores)
+#   make bundled   retrain the bundled model and its transcoders (about an hour)
 #   make wheel     build dist/*.whl
 #   make clean     remove what these verbs made
 
