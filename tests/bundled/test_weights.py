@@ -16,7 +16,6 @@ from circuit_tracer.bundled.folder import Folded
 from circuit_tracer.bundled.language_model import read
 
 WEIGHTS = bundled.model_dir().parent
-pytestmark = pytest.mark.skipif(not WEIGHTS.exists(), reason="no weights here")
 
 
 @pytest.fixture(scope="module")
