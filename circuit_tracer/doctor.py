@@ -73,6 +73,40 @@ def examine() -> list[Finding]:
     return [finding for check in CHECKS for finding in check()]
 
 
+def examine_model(reference: str) -> list[Finding]:
+    """Whether a model is what tracing takes it to be: its family, and each claim made of it.
+
+    Args:
+        reference: a hub id, folder or preset, as `load` takes it.
+    """
+    from circuit_tracer.errors import CircuitTracerError
+    from circuit_tracer.models.check import TOLERANCE, measure
+    from circuit_tracer.models.load import open_model, resolve_device, resolve_dtype
+    from circuit_tracer.models.presets import preset
+
+    place = resolve_device("auto")
+    try:
+        known = preset(reference)
+        name = reference if known is None else known.model
+        adapter, _ = open_model(name, place, resolve_dtype("auto", place))
+        claims = measure(adapter)
+    except CircuitTracerError as error:
+        return [Finding("model", False, f"{reference} cannot be traced", str(error))]
+    remedy = f"at most {TOLERANCE:g} is expected: its graphs would be wrong; see docs/models.md"
+    return [
+        Finding("family", True, adapter.family.name),
+        *(
+            Finding(
+                "claim",
+                claim.ok,
+                f"{claim.name}: off by {claim.error:.1e} at {claim.where}",
+                "" if claim.ok else remedy,
+            )
+            for claim in claims
+        ),
+    ]
+
+
 def python() -> list[Finding]:
     ok = sys.version_info >= (3, 10)
     found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"

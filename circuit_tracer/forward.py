@@ -17,6 +17,7 @@ import torch
 from circuit_tracer.errors import ModelError
 from circuit_tracer.models.adapter import Adapter, Block, Norm
 from circuit_tracer.models.attention import watched
+from circuit_tracer.models.check import not_finite
 from circuit_tracer.shapes import Float, Int, Tensor
 from circuit_tracer.transcoders.base import TranscoderSet
 
@@ -116,31 +117,34 @@ class _Recorder:
                 handle.remove()
 
     def forward(self, ids: Tensor, logits: Tensor, transcoders: TranscoderSet) -> Forward:
-        """Gather what was seen, in the adapter's dtype."""
-        adapter, seen, dtype = self.adapter, self.seen, self.adapter.dtype
+        """Gather what was seen, in the adapter's dtype and on its device."""
+        adapter, seen = self.adapter, self.seen
+        place: Any = {"device": adapter.device, "dtype": adapter.dtype}
         if not torch.isfinite(logits).all():
-            raise ModelError(_not_finite(adapter))
+            raise ModelError(not_finite(adapter))
         blocks = list(enumerate(adapter.blocks))
         scales = {
-            name: torch.stack([getattr(b, name).scale(seen[f"{name}.{i}"]) for i, b in blocks])
+            name: torch.stack(
+                [getattr(b, name).scale(seen[f"{name}.{i}"]).to(**place) for i, b in blocks]
+            )
             for name in NORMS
             if getattr(adapter.blocks[0], name) is not None
         }
         written = "mlp_raw" if transcoders.write == "mlp.hook_out" else "mlp_out"
-        start = seen["start"].to(dtype)
-        positional = seen.get("positional", torch.zeros_like(start)).to(dtype)
+        start = seen["start"].to(**place)
+        positional = seen.get("positional", torch.zeros_like(start)).to(**place)
         positional = positional[0] if positional.ndim == 3 else positional
         return Forward(
             token_ids=ids,
-            patterns=tuple(self.patterns[id(b.attention)].to(dtype) for _, b in blocks),
-            scales={name: scale.to(dtype) for name, scale in scales.items()},
-            final_scale=adapter.final_norm.scale(seen["final_norm"]).to(dtype),
+            patterns=tuple(self.patterns[id(b.attention)].to(**place) for _, b in blocks),
+            scales=scales,
+            final_scale=adapter.final_norm.scale(seen["final_norm"]).to(**place),
             tokens=start - positional,
             positional=positional.expand_as(start),
-            mlp_inputs=tuple(_read_site(transcoders, b, seen, i).to(dtype) for i, b in blocks),
-            mlp_outputs=tuple(seen[f"{written}.{i}"].to(dtype) for i, _ in blocks),
-            final=seen["final"].to(dtype),
-            logits=logits,
+            mlp_inputs=tuple(_read_site(transcoders, b, seen, i).to(**place) for i, b in blocks),
+            mlp_outputs=tuple(seen[f"{written}.{i}"].to(**place) for i, _ in blocks),
+            final=seen["final"].to(**place),
+            logits=logits.to(adapter.device),
         )
 
 
@@ -155,16 +159,3 @@ def _read_site(
         return residual
     exact = residual.to(torch.promote_types(residual.dtype, torch.float32))
     return block.mlp_norm.centre(exact) * block.mlp_norm.scale(residual)[:, None]
-
-
-def _not_finite(adapter: Adapter) -> str:
-    for name, parameter in adapter.model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            return (
-                f"{adapter.name} gives NaN or infinite logits: its weight {name} is not finite. "
-                "The file is damaged or the conversion failed; fetch the model again."
-            )
-    return (
-        f"{adapter.name} gives NaN or infinite logits in {adapter.model.dtype} although its "
-        "weights are finite: load it with dtype='float32'."
-    )

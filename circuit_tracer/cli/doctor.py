@@ -22,19 +22,27 @@ MARKS = {True: "✓", False: "✗"}
     metavar="FILE.json|-",
     help="Write the findings as JSON; - prints them and nothing else.",
 )
+@click.option(
+    "--model",
+    metavar="ID|DIR",
+    help="Also load this model and hold its arithmetic against what tracing takes it to be.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing; the exit status says it.")
 @options.debug
 @click.pass_context
-def doctor(ctx: click.Context, json_path: Path | None, quiet: bool, debug: bool) -> None:
+def doctor(
+    ctx: click.Context, json_path: Path | None, model: str | None, quiet: bool, debug: bool
+) -> None:
     """Say what this machine can do, and how to mend what is missing.
 
-    Exit status 1 if something is missing that tracing the bundled model needs.
+    Exit status 1 if something is missing that tracing the bundled model needs, or --model cannot
+    be traced.
     """
     destinations.check(json_path)
-    from circuit_tracer.doctor import examine
+    from circuit_tracer.doctor import examine, examine_model
     from circuit_tracer.files import write_text
 
-    findings = examine()
+    findings = examine() if model is None else [*examine(), *examine_model(model)]
     as_json = json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2)
     if json_path == destinations.STDOUT:
         click.echo(as_json)

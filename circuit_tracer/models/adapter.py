@@ -11,10 +11,15 @@ each transposed in memory, as a gradient on its way down meets them.
 (C centres, for LayerNorm; the post-norm exists in Gemma.) What depends on the prompt, the norm
 scales, is a number a position, and multiplies the pattern. So the attention step of a family with
 four norms costs the same three matrix products as that of a family with none.
+
+A layer is folded when its matrices are first asked for, and kept; where weights live offloaded,
+one layer is kept at a time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,7 +29,9 @@ from torch import nn
 
 from circuit_tracer.errors import ModelError
 from circuit_tracer.models.families import Family, family_of
-from circuit_tracer.shapes import Float, Tensor
+from circuit_tracer.shapes import Float, Int, Tensor
+
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +63,8 @@ class Norm:
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
-    """One transformer block: its modules, its norms, and its attention folded.
+class Folded:
+    """The attention of one block as matrices.
 
     Attributes:
         value: (d_model, kv_heads, head_dim), attention norm folded in.
@@ -67,6 +74,20 @@ class Block:
         output_constant: (d_model,): b_O, post-norm folded in; still to be scaled by that norm.
     """
 
+    value: Float[Tensor, "d_model kv_head head_dim"]
+    output: Float[Tensor, "head head_dim d_model"]
+    value_constant: Float[Tensor, "kv_head head_dim"]
+    output_constant: Float[Tensor, " d_model"]
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """One transformer block: its modules, its norms, and its attention.
+
+    Attributes:
+        fold: gives the attention folded; its fields are also properties here.
+    """
+
     module: nn.Module
     attention: nn.Module
     mlp: nn.Module
@@ -74,10 +95,43 @@ class Block:
     post_attention_norm: Norm | None
     mlp_norm: Norm | None
     post_mlp_norm: Norm | None
-    value: Float[Tensor, "d_model kv_head head_dim"]
-    output: Float[Tensor, "head head_dim d_model"]
-    value_constant: Float[Tensor, "kv_head head_dim"]
-    output_constant: Float[Tensor, " d_model"]
+    fold: Callable[[], Folded]
+
+    @property
+    def value(self) -> Float[Tensor, "d_model kv_head head_dim"]:
+        return self.fold().value
+
+    @property
+    def output(self) -> Float[Tensor, "head head_dim d_model"]:
+        return self.fold().output
+
+    @property
+    def value_constant(self) -> Float[Tensor, "kv_head head_dim"]:
+        return self.fold().value_constant
+
+    @property
+    def output_constant(self) -> Float[Tensor, " d_model"]:
+        return self.fold().output_constant
+
+
+@dataclass(frozen=True, eq=False)
+class Projection:
+    """How the heads of a layer make queries, or keys, of the residual stream before the block.
+
+    Before rotary positions: `norm(weight @ C x * scale + bias)`, C and scale the attention norm's.
+
+    Attributes:
+        module: what computes it, without the norms.
+        outputs: (heads, head_dim) which outputs of the module these are.
+        weight, bias: attention norm folded in, but for its scale.
+        norm: on what comes out: of each head, or of all at once, as wide as its weight.
+    """
+
+    module: nn.Module
+    outputs: Int[Tensor, "head head_dim"]
+    weight: Float[Tensor, "head head_dim d_model"]
+    bias: Float[Tensor, "head head_dim"]
+    norm: Norm | None
 
 
 class Adapter:
@@ -87,17 +141,24 @@ class Adapter:
         model: the model, in eval mode.
         name: what it is called in messages.
         dtype: dtype of the folded weights (float32, or float64 for a float64 model).
+        family: where it keeps its parts; None looks its class name up.
 
     Raises:
         ModelError: unknown architecture, or a module not where its family says.
     """
 
-    def __init__(self, model: Any, name: str, dtype: torch.dtype = torch.float32):
+    def __init__(
+        self,
+        model: Any,
+        name: str,
+        dtype: torch.dtype = torch.float32,
+        family: Family | None = None,
+    ):
         self.model = model
         self.name = name
         self.dtype = dtype
         config = model.config.get_text_config()
-        self.family: Family = family_of(type(model).__name__)
+        self.family: Family = family or family_of(type(model).__name__)
         self.heads = config.num_attention_heads
         self.kv_heads = getattr(config, "num_key_value_heads", None) or self.heads
         self.d_model = config.hidden_size
@@ -106,8 +167,10 @@ class Adapter:
         self.context = getattr(config, "max_position_embeddings", None)
         self.parallel = self.family.parallel and getattr(config, "use_parallel_residual", True)
         self.layers: nn.ModuleList = self._find(model, self.family.layers)
-        self.final_norm = self._norm(model, self.family.final_norm)
         self.unembedding: nn.Linear = model.get_output_embeddings()
+        self.final_norm = self._norm(model, self.family.final_norm)
+        self.offloaded = any(parameter.is_meta for parameter in self.layers.parameters())
+        self._folded: dict[int, Folded] = {}
 
     @property
     def n_layers(self) -> int:
@@ -115,7 +178,8 @@ class Adapter:
 
     @cached_property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        """Where everything that is not the model itself is worked out: beside the unembedding."""
+        return self.unembedding.weight.device
 
     @cached_property
     def mean_unembedding(self) -> tuple[Float[Tensor, " d_model"], float]:
@@ -130,8 +194,8 @@ class Adapter:
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
-        """Every block, folded. Costs one copy of the attention weights in `dtype`."""
-        return tuple(self._block(module) for module in self.layers)
+        """Every block. Folding all costs one copy of the attention weights in `dtype`."""
+        return tuple(self._block(layer, module) for layer, module in enumerate(self.layers))
 
     def _find(self, root: nn.Module, path: str) -> Any:
         try:
@@ -145,22 +209,31 @@ class Adapter:
 
     def _norm(self, root: nn.Module, path: str) -> Norm:
         module = self._find(root, path)
-        weight = module.weight.detach().to(self.dtype)
-        bias = getattr(module, "bias", None)
-        eps = next(
-            getattr(module, name)
-            for name in ("variance_epsilon", "eps", "epsilon")
-            if hasattr(module, name)
-        )
+        weight, bias = self._weights(module)
         return Norm(
             module=module,
             weight=weight + 1 if self.family.norm == "rms_plus_one" else weight,
-            bias=None if bias is None else bias.detach().to(self.dtype),
+            bias=bias,
             centred=self.family.norm == "layer",
-            eps=eps,
+            eps=epsilon(module),
         )
 
-    def _block(self, module: nn.Module) -> Block:
+    def _weights(self, module: Any) -> tuple[Tensor, Tensor | None]:
+        """(weight, bias) of a module on the adapter's device and in its dtype; a norm without
+        weights has ones."""
+        with present(module):
+            weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+            if weight is None:
+                weight = torch.ones(self.d_model)
+            if weight.dtype not in FLOATS or type(weight) not in (Tensor, nn.Parameter):
+                raise ModelError(_quantised(self.name, module, weight))
+            place: Any = {"device": self.device, "dtype": self.dtype}
+            return (
+                weight.detach().to(**place),
+                None if bias is None else bias.detach().to(**place),
+            )
+
+    def _block(self, layer: int, module: nn.Module) -> Block:
         family = self.family
         before, after, mlp_before, mlp_after = (
             self._norm(module, path) if path else None
@@ -172,6 +245,28 @@ class Adapter:
             )
         )
         attention = self._find(module, family.attention)
+        return Block(
+            module=module,
+            attention=attention,
+            mlp=self._find(module, family.mlp),
+            attention_norm=before,
+            post_attention_norm=after,
+            mlp_norm=mlp_before,
+            post_mlp_norm=mlp_after,
+            fold=lambda: self._fold_once(layer, attention, before, after),
+        )
+
+    def _fold_once(
+        self, layer: int, attention: nn.Module, before: Norm | None, after: Norm | None
+    ) -> Folded:
+        if layer not in self._folded:
+            if self.offloaded:
+                self._folded.clear()
+            self._folded[layer] = self._fold(attention, before, after)
+        return self._folded[layer]
+
+    def _fold(self, attention: nn.Module, before: Norm | None, after: Norm | None) -> Folded:
+        family = self.family
         value, value_bias = self._projection(self._find(attention, family.value))
         output, output_bias = self._projection(self._find(attention, family.output))
         rows = self._value_rows(len(value))
@@ -183,18 +278,41 @@ class Adapter:
         if after is not None:
             output = after.centre(output.T).T * after.weight[:, None]
             output_bias = after.centre(output_bias) * after.weight
-        return Block(
-            module=module,
-            attention=attention,
-            mlp=self._find(module, family.mlp),
+        return Folded(
             value=value.T.contiguous().view(self.d_model, self.kv_heads, self.head_dim),
             output=output.T.contiguous().view(self.heads, self.head_dim, self.d_model),
             value_constant=value_bias.reshape(self.kv_heads, self.head_dim),
             output_constant=output_bias,
-            attention_norm=before,
-            post_attention_norm=after,
-            mlp_norm=mlp_before,
-            post_mlp_norm=mlp_after,
+        )
+
+    def query(self, layer: int) -> Projection:
+        """How the heads of a layer make their queries. Folded anew at each call."""
+        family = self.family
+        return self._comparison(layer, family.query, family.query_norm, self.heads, 0)
+
+    def key(self, layer: int) -> Projection:
+        """How the heads of a layer make their keys. Folded anew at each call."""
+        family = self.family
+        return self._comparison(layer, family.key, family.key_norm, self.kv_heads, 1)
+
+    def _comparison(
+        self, layer: int, path: str, norm: str | None, heads: int, which: int
+    ) -> Projection:
+        family, block = self.family, self.blocks[layer]
+        module = self._find(block.attention, family.value if family.fused else path)
+        weight, bias = self._projection(module)
+        outputs = torch.arange(heads * self.head_dim).view(heads, self.head_dim)
+        if family.fused == "stacked":
+            outputs = outputs + which * self.heads * self.head_dim
+        elif family.fused == "by_head":
+            outputs = torch.arange(len(weight)).view(heads, 3, self.head_dim)[:, which]
+        weight, bias = weight[outputs], bias[outputs]
+        if (before := block.attention_norm) is not None:
+            if before.bias is not None:
+                bias = bias + weight @ before.bias
+            weight = before.centre(weight * before.weight)
+        return Projection(
+            module, outputs, weight, bias, self._norm(block.attention, norm) if norm else None
         )
 
     def _value_rows(self, width: int) -> Tensor:
@@ -206,9 +324,51 @@ class Adapter:
 
     def _projection(self, module: Any) -> tuple[Float[Tensor, "out in"], Float[Tensor, " out"]]:
         """(weight as (out, in), bias or zeros) of a projection, in the adapter's dtype."""
-        weight = module.weight.detach().to(self.dtype)
+        if getattr(module, "weight", None) is None:  # kept packed, under another name
+            raise ModelError(_quantised(self.name, module, None))
+        weight, bias = self._weights(module)
         if self.family.transposed:
             weight = weight.T
-        bias = getattr(module, "bias", None)
-        zeros = weight.new_zeros(weight.shape[0])
-        return weight, zeros if bias is None else bias.detach().to(self.dtype)
+        return weight, weight.new_zeros(weight.shape[0]) if bias is None else bias
+
+
+@contextmanager
+def present(module: nn.Module) -> Iterator[None]:
+    """While inside, the weights of a module are here, also where they live offloaded."""
+    if any(parameter.is_meta for parameter in module.parameters()):
+        from accelerate.utils import align_module_device
+
+        with align_module_device(module):
+            yield
+    else:
+        yield
+
+
+def epsilon(module: Any) -> float:
+    """What a norm adds to the variance: its attribute, or where it has none, measured."""
+    for name in ("variance_epsilon", "eps", "epsilon"):
+        if isinstance(found := getattr(module, name, None), float):
+            return found
+    return _measured_epsilon(module)
+
+
+def _measured_epsilon(module: Any) -> float:
+    """From the norm of a vector so small that epsilon is nearly all of its variance."""
+    width = next((len(p) for p in module.parameters()), 16)
+    weight = next(iter(module.parameters()), torch.ones(width))
+    sign = torch.ones(width, device=weight.device, dtype=weight.dtype)
+    sign[1::2] = -1
+    tiny = 1e-4 * sign
+    with torch.no_grad():
+        slope = (module(tiny[None])[0] - module(torch.zeros_like(tiny)[None])[0]) / tiny
+    return float(((weight.detach() / slope.abs()) ** 2).median() - 1e-8)
+
+
+def _quantised(name: str, module: Any, weight: Tensor | None) -> str:
+    kind = "packed" if weight is None else str(weight.dtype).removeprefix("torch.")
+    return (
+        f"the weights of {name} are quantised ({type(module).__name__}, {kind}), and edges need "
+        "their values: a graph would not be exact. Running, tokenising and measuring work; to "
+        "trace, load the model unquantised (device='balanced' or offload='cpu' where it is too "
+        "large)."
+    )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +21,26 @@ from circuit_tracer.shapes import Float, Tensor
 
 NAME = "circuit_tracer"
 _watcher: dict[int, Tensor] | None = None
+_compared: dict[int, Compared] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """What the heads of a layer compare: their score is `scaling * query · key`.
+
+    Attributes:
+        query: (heads, P, head_dim), rotary positions applied.
+        key: (kv_heads, P, head_dim), likewise.
+        value: (kv_heads, P, head_dim), what they mix.
+        scaling: multiplies their product.
+        softcap: squashes the score before the softmax; None for most families.
+    """
+
+    query: Float[Tensor, "head position head_dim"]
+    key: Float[Tensor, "kv_head position head_dim"]
+    value: Float[Tensor, "kv_head position head_dim"]
+    scaling: float
+    softcap: float | None
 
 
 def _grouped(x: Tensor, heads: int) -> Tensor:
@@ -62,6 +83,8 @@ def _attend(
         pattern = _with_sinks(scores, s_aux)
     if _watcher is not None:
         _watcher[id(module)] = pattern[0]
+    if _compared is not None:
+        _compared[id(module)] = Compared(query[0], key[0], value[0], scaling, softcap)
     mixed = torch.matmul(pattern, _grouped(value, heads))
     return mixed.transpose(1, 2).contiguous(), pattern
 
@@ -75,20 +98,23 @@ def _register() -> None:
 
 
 @contextmanager
-def watched(model: Any) -> Iterator[dict[int, Float[Tensor, "head position position"]]]:
+def watched(
+    model: Any, compared: dict[int, Compared] | None = None
+) -> Iterator[dict[int, Float[Tensor, "head position position"]]]:
     """While inside, the model's forward fills the mapping: id(attention module) → pattern.
 
-    The attention implementation the model had is put back on the way out, also after an error.
+    `compared`, where given, is filled with queries and keys in the same way. The attention
+    implementation the model had is put back on the way out, also after an error.
     """
-    global _watcher
+    global _compared, _watcher
     if _watcher is not None:
         raise ModelError("a model is already being watched in this process; trace one at a time")
     _register()
     before = model.config._attn_implementation
     model.set_attn_implementation(NAME)
-    _watcher = {}
+    _watcher, _compared = {}, compared
     try:
         yield _watcher
     finally:
-        _watcher = None
+        _watcher = _compared = None
         model.set_attn_implementation(before)

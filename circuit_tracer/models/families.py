@@ -8,7 +8,7 @@ for `Family.layers` and its neighbours, relative to a block for the rest.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from circuit_tracer.errors import ModelError
 
@@ -26,6 +26,9 @@ class Family:
             the block has none there.
         value, output: projections inside `attention`. Where queries, keys and values are one
             projection, `value` names it, and `fused` says how it is laid out.
+        query, key: projections inside `attention`; not looked at where `fused`.
+        query_norm, key_norm: norms inside `attention` of what those give, before rotary positions:
+            of each head, or of all heads at once, as wide as their weight.
         fused: "stacked" is all queries, then all keys, then all values; "by_head" is query, key and
             value of the first head, then of the second, and so on.
         transposed: weights are stored (in, out), as GPT-2's Conv1D.
@@ -41,6 +44,10 @@ class Family:
     final_norm: str = "model.norm"
     attention_norm: str | None = "input_layernorm"
     attention: str = "self_attn"
+    query: str = "q_proj"
+    key: str = "k_proj"
+    query_norm: str | None = None
+    key_norm: str | None = None
     value: str = "v_proj"
     output: str = "o_proj"
     post_attention_norm: str | None = None
@@ -88,12 +95,25 @@ GPT_NEOX = Family(
     fused="by_head",
     parallel=True,
 )
-FAMILIES: tuple[Family, ...] = (
+NORMED: dict[str, Any] = {"query_norm": "q_norm", "key_norm": "k_norm"}
+OLMO_2 = replace(
     LLAMA,
+    name="OLMo 2",
+    **NORMED,
+    architectures=("Olmo2ForCausalLM",),
+    attention_norm=None,
+    post_attention_norm="post_attention_layernorm",
+    mlp_norm=None,
+    post_mlp_norm="post_feedforward_layernorm",
+)
+GEMMA_3 = replace(GEMMA_2, name="Gemma 3", architectures=("Gemma3ForCausalLM",), **NORMED)
+FAMILIES: tuple[Family, ...] = (
+    LLAMA,  # SmolLM and SmolLM 2 too
     replace(LLAMA, name="Mistral", architectures=("MistralForCausalLM",)),
+    replace(LLAMA, name="SmolLM 3", architectures=("SmolLM3ForCausalLM",)),
     replace(LLAMA, name="Qwen 2", architectures=("Qwen2ForCausalLM",)),
-    replace(LLAMA, name="Qwen 3", architectures=("Qwen3ForCausalLM",)),
-    replace(LLAMA, name="Qwen 3 MoE", architectures=("Qwen3MoeForCausalLM",)),
+    replace(LLAMA, name="Qwen 3", architectures=("Qwen3ForCausalLM",), **NORMED),
+    replace(LLAMA, name="Qwen 3 MoE", architectures=("Qwen3MoeForCausalLM",), **NORMED),
     replace(LLAMA, name="GPT-OSS", architectures=("GptOssForCausalLM",)),
     replace(
         LLAMA,
@@ -102,17 +122,18 @@ FAMILIES: tuple[Family, ...] = (
         value="qkv_proj",
         fused="stacked",
     ),
-    replace(
-        LLAMA,
-        name="OLMo 2",
-        architectures=("Olmo2ForCausalLM",),
-        attention_norm=None,
-        post_attention_norm="post_attention_layernorm",
-        mlp_norm=None,
-        post_mlp_norm="post_feedforward_layernorm",
-    ),
+    OLMO_2,
+    replace(OLMO_2, name="OLMo 3", architectures=("Olmo3ForCausalLM",)),
+    replace(LLAMA, name="Gemma", architectures=("GemmaForCausalLM",), norm="rms_plus_one"),
     GEMMA_2,
-    replace(GEMMA_2, name="Gemma 3", architectures=("Gemma3ForCausalLM",)),
+    GEMMA_3,
+    replace(
+        GEMMA_3,
+        name="Gemma 3 with images",
+        architectures=("Gemma3ForConditionalGeneration",),
+        layers="model.language_model.layers",
+        final_norm="model.language_model.norm",
+    ),
     GPT_2,
     GPT_NEOX,
 )
@@ -125,6 +146,6 @@ def family_of(architecture: str) -> Family:
             return family
     known = ", ".join(family.name for family in FAMILIES)
     raise ModelError(
-        f"{architecture} is not a family this version can trace; it knows {known}. "
-        "A family is one entry in circuit_tracer/models/families.py."
+        f"{architecture} is not a family this version has an entry for; it knows {known}. "
+        "A family is one entry in circuit_tracer/models/families.py: see docs/add_a_family.md."
     )

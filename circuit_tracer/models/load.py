@@ -10,8 +10,9 @@ from urllib.parse import parse_qs, urlsplit
 
 import torch
 
-from circuit_tracer.errors import InputError, ModelError, TranscoderError
-from circuit_tracer.models.adapter import Adapter
+from circuit_tracer.errors import CircuitTracerError, InputError, ModelError, TranscoderError
+from circuit_tracer.models.inference import adapt
+from circuit_tracer.models.placement import BALANCED, Offload, check_choice, open_weights
 from circuit_tracer.transcoders.base import TranscoderSet
 
 DTYPES = {
@@ -23,12 +24,12 @@ DTYPES = {
 
 
 def resolve_device(device: str) -> torch.device:
-    """A torch device by name; "auto" is cuda, then cpu.
+    """A torch device by name; "auto" is cuda, then cpu, and so is "balanced" (all of them).
 
     Raises:
         InputError: unknown, or not on this machine.
     """
-    if device == "auto":
+    if device in ("auto", BALANCED):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)
@@ -47,6 +48,8 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
         return torch.float32 if device.type == "cpu" else "auto"
     if dtype not in DTYPES:
         raise InputError(f"dtype must be auto or one of {', '.join(DTYPES)}; got {dtype!r}")
+    if dtype == "float64" and device.type == "mps":
+        raise InputError("mps has no float64: use dtype='float32', or device='cpu'")
     return DTYPES[dtype]
 
 
@@ -121,39 +124,79 @@ def _quiet() -> Any:
         logging.enable_progress_bar()
 
 
-def open_model(reference: str, device: torch.device, dtype: torch.dtype | str) -> Any:
-    """(Adapter, tokenizer) of a folder or hub id.
+def open_model(
+    reference: str,
+    device: torch.device,
+    dtype: torch.dtype | str,
+    split: bool = False,
+    offload: Offload = None,
+) -> Any:
+    """(Adapter, tokenizer) of a folder or hub id. Nothing in it is executed.
+
+    Args:
+        split, offload: as in `placement.open_weights`.
 
     Raises:
-        ModelError: no config, unknown architecture, damaged weights.
+        InputError: a placement that is not possible here.
+        ModelError: no config, an architecture that cannot be traced, damaged weights.
     """
+    check_choice(BALANCED if split else str(device), offload)
     folder = fetch(reference, ["*.json", "*.safetensors", "*.model", "*.txt"])
+    _check_files(folder)
+    import transformers
+
+    with _quiet():
+        try:
+            model = open_weights(folder, device, dtype, split, offload)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        except CircuitTracerError:
+            raise
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ModelError(f"{reference} cannot be loaded: {reason}") from error
+        exact = torch.float64 if model.dtype == torch.float64 else torch.float32
+        return adapt(model, reference, exact), tokenizer
+
+
+def _check_files(folder: Path) -> None:
+    """Raise ModelError unless a folder holds a model that can be read without running any of it."""
     config = folder / "config.json"
     if not config.is_file():
         raise ModelError(
             f"{folder} has no config.json, so it is not a Hugging Face model folder. It should "
             "hold config.json, tokenizer.json and *.safetensors, as save_pretrained writes them."
         )
+    for path in folder.iterdir():
+        if path.is_symlink() and not _stays_inside(path, folder):
+            raise ModelError(
+                f"{path} is a link to {path.resolve()}, outside its folder; put the file itself "
+                "there"
+            )
     try:
         json.loads(config.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ModelError(f"{config} is not valid JSON: {error}") from error
-    import transformers
-
-    with _quiet():
-        try:
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, attn_implementation="eager", use_safetensors=True
+    if not any(folder.glob("*.safetensors")):
+        pickles = sorted(p.name for end in PICKLES for p in folder.glob(f"*{end}"))
+        if pickles:
+            raise ModelError(
+                f"{folder} keeps its weights in {pickles[0]}, a pickle, which can run any code "
+                "when opened, and is refused. Take a revision with *.safetensors, or convert it "
+                "where you trust it: save_pretrained(…, safe_serialization=True)."
             )
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-        except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ModelError(f"{reference} cannot be loaded: {reason}") from error
-    model = model.to(device).eval().requires_grad_(False)
-    exact = torch.float64 if model.dtype == torch.float64 else torch.float32
-    return Adapter(model, reference, exact), tokenizer
+        raise ModelError(f"{folder} has no *.safetensors: its weights are missing")
 
 
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+def _stays_inside(link: Path, folder: Path) -> bool:
+    """Whether a link leads to its own folder, or to the blobs of the hub's cache it stands in."""
+    blobs = folder.resolve().parent.parent / "blobs"
+    return any(link.resolve().is_relative_to(place) for place in (folder.resolve(), blobs))
+
+
+CHOICES_SHOWN = 12
 OTHERS = ["*.json", "*sae.safetensors", "*sae_weights.safetensors"]
 OTHERS += ["layer_" + "?" * digits + ".npz" for digits in (1, 2, 3)]
 """Downloaded of a hub repository without a config.yaml: files of which there is one a layer. Not
@@ -168,6 +211,11 @@ def open_transcoders(reference: str) -> TranscoderSet:
     """
     from circuit_tracer.transcoders.formats.opening import open_set
 
+    if reference.partition(":")[0] == "neurons":
+        raise InputError(
+            "neurons are the model's own, not files: give them to ct.load(…, transcoders='neurons')"
+            " or --transcoders neurons; a folder of that name is written ./neurons"
+        )
     try:
         return open_set(_fetch_set(reference), reference, fetch_file)
     except ModelError as error:
@@ -197,12 +245,43 @@ def _fetch_whole(reference: str) -> Path:
 
     folder = fetch(reference, ["*.yaml"])
     if not (folder / NAME).is_file():
-        return fetch(reference, OTHERS)
+        folder = fetch(reference, OTHERS)
+        if local_folder(reference) is None:
+            _check_choice_was_made(reference, folder)
+        return folder
     named = read_config(folder, reference).transcoders
     if named is None:
         return fetch(reference, ["*.yaml", "*.safetensors"])
     beside = [entry for entry in named if not entry.startswith("hf://")]
     return fetch(reference, ["*.yaml", *beside]) if beside else folder
+
+
+def _check_choice_was_made(reference: str, folder: Path) -> None:
+    """Raise TranscoderError, with what there is, where a repository's files have to be chosen."""
+    if any(next(folder.rglob(end), None) for end in ("*.npz", "*.safetensors")):
+        return
+    from huggingface_hub import list_repo_files
+
+    name, revision = split_revision(reference)
+    try:
+        names = sorted(list_repo_files(name, revision=revision))
+    except Exception as error:
+        raise TranscoderError(_why_not(name, revision, error)) from error
+    found = [path for path in names if path.endswith(("params.npz", "params.safetensors"))]
+    if not found:
+        return
+    layers = [path for path in found if "layer_0" in path] or found
+    shown = "\n  ".join(layers[:CHOICES_SHOWN])
+    more = f"\n  … {len(layers) - CHOICES_SHOWN} more" if len(layers) > CHOICES_SHOWN else ""
+    at = f"?revision={revision}" if revision else ""
+    raise TranscoderError(
+        f"{name} has several transcoders for a layer, {len(found)} files in all; of layer 0:\n  "
+        f"{shown}{more}\nName one a layer in a folder with a config.yaml (docs/transcoders.md):\n"
+        "  model_kind: transcoder_set\n"
+        "  feature_input_hook: ln2.hook_normalized   # or where these were trained to read\n"
+        "  feature_output_hook: hook_mlp_out\n"
+        f"  transcoders:\n  - hf://{name}/{layers[0]}{at}\n  - …"
+    )
 
 
 def fetch_file(uri: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import struct
 
 import pytest
 import tiny
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from circuit_tracer.errors import TranscoderError
 from circuit_tracer.transcoders.base import Activation
-from circuit_tracer.transcoders.formats.folder import open_folder
+from circuit_tracer.transcoders.formats.folder import THRESHOLD, open_folder
 
 PLT = dict(
     model_kind="transcoder_set",
@@ -110,6 +111,17 @@ def damage_file(**tensors):
     return damage
 
 
+def oversized(folder):
+    path = folder / "layer_0.safetensors"
+    path.write_bytes(struct.pack("<Q", 2**62) + path.read_bytes()[8:])
+
+
+def linked(folder):
+    path = folder / "layer_0.safetensors"
+    path.rename(folder.parent / "elsewhere.safetensors")
+    path.symlink_to(folder.parent / "elsewhere.safetensors")
+
+
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
@@ -129,6 +141,10 @@ def damage_file(**tensors):
         (damage_file(b_dec=torch.ones(5)), "b_dec"),
         (damage_file(W_enc=torch.full((6, 4), torch.nan)), "NaN or infinite"),
         (damage_file(W_dec=torch.full((6, 4), torch.nan)), "decoder of feature"),
+        (damage_file(**{THRESHOLD: torch.full((6,), torch.nan)}), "could never fire"),
+        (damage_file(**{THRESHOLD: torch.ones(4)}), "threshold .*shape"),
+        (oversized, "not a readable safetensors"),
+        (linked, "leads out of the folder"),
     ],
 )
 def test_folders_that_lie(tmp_path, damage, says):

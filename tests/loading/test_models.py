@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
+import struct
 
 import pytest
 import tiny
 import torch
+from click.testing import CliRunner
 
+from circuit_tracer.cli.main import main
 from circuit_tracer.errors import InputError, ModelError, TranscoderError
 from circuit_tracer.loading import load
 from circuit_tracer.models.families import FAMILIES, family_of
@@ -111,7 +115,7 @@ def test_an_architecture_nobody_knows(case):
     config = json.loads(path.read_text())
     config |= {"architectures": ["BloomForCausalLM"], "model_type": "bloom"}
     path.write_text(json.dumps(config))
-    with pytest.raises(ModelError, match="cannot trace|can trace|cannot be loaded"):
+    with pytest.raises(ModelError, match="lacks .* weights of Bloom|cannot be loaded"):
         load(case / "model", case / "transcoders")
     with pytest.raises(ModelError, match=r"knows Llama.*families\.py"):
         family_of("BloomForCausalLM")
@@ -122,6 +126,104 @@ def test_damaged_weights(case):
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(ModelError, match="cannot be loaded"):
         load(case / "model", case / "transcoders")
+
+
+def test_weights_that_are_missing_are_not_made_up(case):
+    from safetensors.torch import load_file, save_file
+
+    path = case / "model" / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["model.layers.1.self_attn.v_proj.weight"]
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks 1 weights.*layers\.1\.self_attn\.v_proj\.weight"):
+        load(case / "model", case / "transcoders")
+
+
+def test_a_safetensors_header_larger_than_its_file(case):
+    path = case / "model" / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", 2**62) + path.read_bytes()[8:])
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load(case / "model", case / "transcoders")
+
+
+def test_a_link_that_leads_out_of_the_folder(case):
+    path = case / "model" / "model.safetensors"
+    path.rename(case / "elsewhere.safetensors")
+    path.symlink_to(case / "elsewhere.safetensors")
+    with pytest.raises(ModelError, match=r"model\.safetensors is a link to .*outside its folder"):
+        load(case / "model", case / "transcoders")
+
+
+def test_links_inside_the_hub_cache_are_how_it_is_laid_out(case):
+    cache = case / "models--org--name"
+    (cache / "blobs").mkdir(parents=True)
+    snapshot = cache / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    for path in (case / "model").iterdir():
+        path.rename(cache / "blobs" / path.name)
+        (snapshot / path.name).symlink_to(f"../../blobs/{path.name}")
+    assert load(snapshot, case / "transcoders").adapter.n_layers > 0
+
+
+def test_pickles_are_refused_and_not_opened(case):
+    weights = case / "model" / "model.safetensors"
+    weights.unlink()
+    with pytest.raises(ModelError, match=r"has no \*\.safetensors"):
+        load(case / "model", case / "transcoders")
+    (case / "model" / "pytorch_model.bin").write_bytes(Booby().dump(case / "ran"))
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin, a pickle, which can run any code"):
+        load(case / "model", case / "transcoders")
+    assert not (case / "ran").exists()
+
+
+class Booby:
+    """A pickle that leaves a file behind when it is opened."""
+
+    def dump(self, path):
+        self.path = path
+        return pickle.dumps(self)
+
+    def __reduce__(self):
+        return type(self.path).touch, (self.path,)
+
+
+def test_code_in_a_model_folder_is_never_run(case):
+    path = case / "model" / "config.json"
+    ran = case / "ran"
+    (case / "model" / "modeling_own.py").write_text(f"open({str(ran)!r}, 'w')\n")
+    own = {"AutoConfig": "modeling_own.Config", "AutoModelForCausalLM": "modeling_own.Model"}
+    config = json.loads(path.read_text())
+    config |= {"model_type": "own", "architectures": ["OwnForCausalLM"], "auto_map": own}
+    path.write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load(case / "model", case / "transcoders")
+    assert not ran.exists()
+
+
+def test_a_model_type_that_does_not_exist(case):
+    path = case / "model" / "config.json"
+    path.write_text(json.dumps({"model_type": "nonsense", "architectures": ["NoForCausalLM"]}))
+    with pytest.raises(ModelError, match="cannot be loaded.*nonsense"):
+        load(case / "model", case / "transcoders")
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("RevisionNotFoundError", "org/name has no revision 'v9'"),
+        ("RepositoryNotFoundError", "the hub has no repository org/name"),
+        ("GatedRepoError", "accept its licence"),
+    ],
+)
+def test_what_the_hub_refuses_is_said_by_name(monkeypatch, kind, says):
+    import huggingface_hub
+
+    def refuse(*_, **__):
+        raise type(kind, (Exception,), {})("no")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(ModelError, match=says):
+        fetch("org/name@v9")
 
 
 def test_weights_that_are_not_numbers(case):
@@ -182,3 +284,13 @@ def test_transcoders_of_another_model(case):
 def test_every_family_names_itself_once():
     names = [name for family in FAMILIES for name in family.architectures]
     assert len(names) == len(set(names))
+
+
+def test_the_doctor_holds_a_model_against_what_tracing_takes_it_to_be(case):
+    good = CliRunner().invoke(main, ["doctor", "--model", str(case / "model")])
+    assert good.exit_code == 0, good.output
+    assert "residual = before + attention + MLP" in good.stdout
+    (case / "model" / "config.json").unlink()
+    bad = CliRunner().invoke(main, ["doctor", "--model", str(case / "model")])
+    assert bad.exit_code == 1
+    assert "cannot be traced" in bad.stdout and "no config.json" in bad.stdout
