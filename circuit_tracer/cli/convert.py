@@ -62,8 +62,8 @@ def convert(
             report=report,
         )
     if not quiet:
-        features = sum(len(found.layer(layer).encoder) for layer in range(found.n_layers))
-        click.echo(f"{found.n_layers} layers, {features} features: {said(destination)}")
+        features = sum(len(found.layer(layer).encoder) for layer in found.present)
+        click.echo(f"{len(found.present)} layers, {features} features: {said(destination)}")
 
 
 def _opened(source: str, destination: Path, reader: str | None) -> TranscoderSet:

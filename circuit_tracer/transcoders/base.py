@@ -9,6 +9,9 @@ Per-layer transcoders (PLT) write to their own layer; a feature of a cross-layer
 writes to its own and every later layer. Both are one class here: a set of `LayerWeights`, each
 with one decoder a layer it writes to. PLT is a CLT whose decoders stop at the first.
 
+A set need not cover every layer: one without a transcoder has no features, and its whole MLP output
+is one error node a position.
+
 Weights stay where the format put them (memory-mapped files, as a rule): encoders are read whole
 when a layer is encoded, of decoders only the rows of active features are ever touched.
 """
@@ -21,7 +24,8 @@ from typing import Literal, get_args
 
 import torch
 
-from circuit_tracer.errors import TranscoderError
+from circuit_kernels.choice import Choice, kernel
+from circuit_tracer.errors import InputError, TranscoderError
 from circuit_tracer.shapes import Bool, Float, Int, Tensor
 
 ReadSite = Literal["hook_resid_mid", "ln2.hook_normalized", "mlp.hook_in"]
@@ -35,12 +39,13 @@ class Activation:
     """ReLU, JumpReLU (strict: `x * (x > threshold)`) or TopK (k largest, positive ones only).
 
     Args:
-        kind: "relu", "jump_relu" or "topk".
+        kind: "relu", "jump_relu" or "topk"; "mlp" for the model's own neurons (`neurons`), whose
+            set encodes by itself and cannot be written to files.
         threshold: scalar or (F,), for JumpReLU.
         k: for TopK.
     """
 
-    kind: Literal["relu", "jump_relu", "topk"] = "relu"
+    kind: Literal["relu", "jump_relu", "topk", "mlp"] = "relu"
     threshold: Float[Tensor, "..."] | None = None
     k: int = 0
 
@@ -50,6 +55,8 @@ class Activation:
             assert self.threshold is not None
             # A threshold below zero lets negative values through: JumpReLU is x * (x > threshold).
             return (pre > self.threshold.to(pre)) & (pre != 0)
+        if self.kind == "mlp":
+            raise TranscoderError("neurons fire by the model's own MLP; ask their set to encode")
         if self.kind == "relu" or self.k >= pre.shape[-1]:
             return pre > 0
         chosen = pre.topk(self.k, dim=-1).indices
@@ -88,6 +95,8 @@ class TranscoderSet:
         layers: number of layers.
         source: calls up one layer's weights; called once a layer and kept.
         name: where they came from, for provenance.
+        covered: the layers that have a transcoder, ascending; None for all. `source` is never
+            asked for others.
     """
 
     kind: Literal["plt", "clt"]
@@ -96,17 +105,42 @@ class TranscoderSet:
     n_layers: int
     source: Callable[[int], LayerWeights]
     name: str
+    covered: tuple[int, ...] | None = None
     _open: dict[int, LayerWeights] = field(default_factory=dict)
+
+    @property
+    def present(self) -> tuple[int, ...]:
+        """The layers that have a transcoder, ascending."""
+        return tuple(range(self.n_layers)) if self.covered is None else self.covered
 
     def named(self, name: str) -> TranscoderSet:
         """The same set under another name."""
         return replace(self, name=name)
 
+    def reaching(self, n_layers: int) -> TranscoderSet:
+        """The same set for a model of `n_layers`: a per-layer set that names its layers may leave
+        out the last ones, which its files cannot know of."""
+        if self.covered is None or self.kind == "clt" or n_layers <= self.n_layers:
+            return self
+        return replace(self, n_layers=n_layers, _open={})
+
     def layer(self, layer: int) -> LayerWeights:
-        """Weights of one layer, opened on first use."""
+        """Weights of one layer, opened on first use; no features where it has no transcoder."""
         if layer not in self._open:
-            self._open[layer] = self.source(layer)
+            present = self.present
+            self._open[layer] = self.source(layer) if layer in present else self._absent(layer)
         return self._open[layer]
+
+    def _absent(self, layer: int) -> LayerWeights:
+        """A layer without a transcoder: nothing fires, nothing is added, all of it is error."""
+        like = self.layer(self.present[0])
+        rows = like.encoder.new_empty(0, like.encoder.shape[1])
+        return LayerWeights(
+            encoder=rows,
+            encoder_bias=rows.new_empty(0),
+            decoders=(rows,) * (self.n_layers - layer if self.kind == "clt" else 1),
+            output_bias=rows.new_zeros(rows.shape[1]),
+        )
 
     def pre_activations(
         self, layer: int, x: Float[Tensor, "position d_model"]
@@ -116,18 +150,39 @@ class TranscoderSet:
         return torch.addmm(weights.encoder_bias.to(x), x, weights.encoder.to(x).T)
 
     def encode(
-        self, layer: int, x: Float[Tensor, "position d_model"]
+        self, layer: int, x: Float[Tensor, "position d_model"], kernels: Choice = "auto"
     ) -> tuple[Int[Tensor, "active 2"], Float[Tensor, " active"]]:
-        """Active features of a layer: (position, id) rows in order, and their activations."""
-        pre = self.pre_activations(layer, x)
-        if not torch.isfinite(pre).all():
+        """Active features of a layer: (position, id) rows in order, and their activations.
+
+        The matrix of all pre-activations is never laid out.
+
+        Args:
+            kernels: "auto", "reference" or "triton".
+
+        Raises:
+            TranscoderError: a pre-activation that is not finite.
+            InputError: kernels that cannot run here.
+        """
+        weights, activation = self.layer(layer), self.layer(layer).activation
+        try:
+            encode = kernel("encode", kernels, x.device)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        with torch.no_grad():
+            found = encode(
+                x,
+                weights.encoder.to(x.device),
+                weights.encoder_bias,
+                activation.threshold,
+                activation.k if activation.kind == "topk" else None,
+            )
+        if not found.finite:
             raise TranscoderError(
                 f"layer {layer} of {self.name} gives NaN or infinite pre-activations: its encoder, "
                 "or the model's activations, hold values that are not finite. Re-download the "
                 "files, or load with dtype='float32'."
             )
-        cells = self.layer(layer).activation.active(pre).nonzero()
-        return cells, pre[cells[:, 0], cells[:, 1]]
+        return found.cells, found.values
 
     def writers(self, layer: int) -> range:
         """Layers whose features write to `layer`."""
@@ -140,6 +195,21 @@ class TranscoderSet:
         weights = self.layer(layer)
         rows = weights.encoder.index_select(0, features.to(weights.encoder.device))
         return rows.to(dtype), weights.encoder_bias[features].to(dtype)
+
+    def read_rows(
+        self,
+        layer: int,
+        features: Int[Tensor, " active"],
+        x: Float[Tensor, "active d_model"],
+    ) -> tuple[Float[Tensor, "active d_model"], Float[Tensor, " active"]]:
+        """How active features read their site, linearly: (vectors, biases) in the dtype of x.
+
+        Args:
+            x: what each of them reads, (active, d_model). Transcoders read alike everywhere and
+                do not need it; a gated neuron's vector holds its gate at x.
+        """
+        encoder, bias = self.encoder_rows(layer, features, x.dtype)
+        return encoder.to(x.device), bias.to(x.device)
 
     def decoder_rows(
         self, layer: int, written: int, features: Int[Tensor, " active"], dtype: torch.dtype

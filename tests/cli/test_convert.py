@@ -150,6 +150,7 @@ def test_gemma_scope_becomes_the_reference_tools_folder(tmp_path):
     "options, why",
     [
         (dict(kind="clt", activation="topk"), "TopK as ReLU"),
+        (dict(kind="plt", activation="topk"), "TopK as ReLU"),
         (dict(kind="clt", skip=True), "drops the skip"),
     ],
 )

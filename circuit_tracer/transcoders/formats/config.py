@@ -34,6 +34,21 @@ class FolderConfig(BaseModel):
     activation: Literal["relu", "topk", "jump_relu"] | None = None
     k: int | None = Field(default=None, gt=0)
     transcoders: list[str] | None = Field(default=None, min_length=1)
+    layers: list[int] | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _layers_count_up(self) -> FolderConfig:
+        layers = self.layers
+        if layers is None:
+            return self
+        if layers != sorted(set(layers)) or layers[0] < 0:
+            raise ValueError("layers should be numbers from 0 on, each once, ascending")
+        if self.transcoders is not None and len(self.transcoders) != len(layers):
+            raise ValueError(
+                f"layers names {len(layers)} layers and transcoders {len(self.transcoders)} files; "
+                "they should go in pairs"
+            )
+        return self
 
     @model_validator(mode="after")
     def _topk_has_k(self) -> FolderConfig:

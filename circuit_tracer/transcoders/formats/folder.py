@@ -10,9 +10,12 @@
 Where no activation is named, a threshold tensor means JumpReLU and its absence ReLU. TopK sets
 keep their k: in the config, or, where layers differ, as a tensor `k` (CLT: `k_{i}`) in each file.
 
-`config.yaml` may name the files instead, one a layer, as paths in the folder or as
-`hf://org/repo/path?revision=…`. What a named file holds decides how it is read: `W_enc` as above,
-`w_enc` as GemmaScope 2, an .npz as GemmaScope.
+Layers count up from 0 without gaps, so that a file that is missing is noticed. A set that leaves
+layers out says which it covers, `layers: [4, 5, 11]`; the others have no features.
+
+`config.yaml` may name the files instead, one a layer (of those in `layers:`, where it is there), as
+paths in the folder or as `hf://org/repo/path?revision=…`. What a named file holds decides how it is
+read: `W_enc` as above, `w_enc` as GemmaScope 2, an .npz as GemmaScope.
 """
 
 from __future__ import annotations
@@ -40,39 +43,67 @@ def open_folder(folder: Path, name: str | None = None, fetch: Fetch | None = Non
     config = read_config(folder, name or "")
     plt = config.model_kind == "transcoder_set"
     if config.transcoders is not None:
-        files = [_entry(folder, entry, fetch) for entry in config.transcoders]
+        named = [_entry(folder, entry, fetch) for entry in config.transcoders]
+        files = dict(zip(config.layers or range(len(named)), named, strict=True))
     else:
-        files = _numbered(folder, "layer_{}.safetensors" if plt else "W_enc_{}.safetensors")
+        pattern = "layer_{}.safetensors" if plt else "W_enc_{}.safetensors"
+        files = _numbered(folder, pattern, config.layers)
+    listed = config.transcoders is not None
+    n_layers = max(files) + 1
+    if not plt and config.layers is not None:
+        n_layers = _written(folder, *next(iter(files.items())), listed)
 
     def source(layer: int) -> LayerWeights:
-        if config.transcoders is not None:
-            return _named(files[layer], layer, len(files), config)
+        if listed:
+            return _named(files[layer], layer, n_layers, config)
         if plt:
             return _per_layer(TensorFile(files[layer]), config)
-        return _cross_layer(folder, layer, len(files), config)
+        return _cross_layer(folder, layer, n_layers, config)
 
     return TranscoderSet(
         kind="plt" if plt else "clt",
         read=config.feature_input_hook,
         write=config.feature_output_hook,
-        n_layers=len(files),
+        n_layers=n_layers,
         source=source,
         name=name or str(folder),
+        covered=None if config.layers is None else tuple(files),
     )
 
 
-def _numbered(folder: Path, pattern: str) -> list[Path]:
-    """Files 0, 1, 2 … of a pattern, without gaps."""
-    files: list[Path] = []
-    while (path := folder / pattern.format(len(files))).exists():
-        files.append(path)
-    found = len(list(folder.glob(pattern.format("*"))))
-    if not files or found != len(files):
+def _numbered(folder: Path, pattern: str, layers: list[int] | None) -> dict[int, Path]:
+    """Files of a pattern: of the layers that the config lists, or else 0, 1, 2 … without gaps."""
+    found = sorted(path.name for path in folder.glob(pattern.format("*")))
+    if layers is None:
+        count = 0
+        while pattern.format(count) in found:
+            count += 1
+        if not count or len(found) != count:
+            raise TranscoderError(
+                f"{folder} should hold {pattern.format('0')}, {pattern.format('1')} … without "
+                f"gaps; found {len(found)}, of which {count} count up from 0. Fetch the folder "
+                "again; if layers are left out on purpose, list those that are there in its "
+                "config.yaml, as layers: [4, 5, 11]."
+            )
+        layers = list(range(count))
+    wanted = {layer: pattern.format(layer) for layer in layers}
+    wrong = sorted(set(wanted.values()) ^ set(found))
+    if wrong:
         raise TranscoderError(
-            f"{folder} should hold {pattern.format('0')}, {pattern.format('1')} … without gaps; "
-            f"found {found}, of which {len(files)} count up from 0. Fetch the folder again."
+            f"{folder}/config.yaml lists layers {', '.join(map(str, layers))}, but {wrong[0]} is "
+            f"{'there too' if wrong[0] in found else 'missing'}. Fetch the folder again, or mend "
+            "the list."
         )
-    return files
+    return {layer: inside(folder, file) for layer, file in wanted.items()}
+
+
+def _written(folder: Path, layer: int, path: Path, listed: bool) -> int:
+    """Number of layers that a cross-layer set writes to, from the shape of one decoder."""
+    file = TensorFile(path if listed else inside(folder, f"W_dec_{layer}.safetensors"))
+    shape = file.shape("w_dec" if listed else f"W_dec_{layer}")
+    if len(shape) != 3:
+        raise TranscoderError(f"the decoders in {file.path} have shape {shape}, not three axes.")
+    return shape[1] if listed else layer + shape[1]
 
 
 def _entry(folder: Path, entry: str, fetch: Fetch | None) -> Path:
@@ -135,10 +166,10 @@ def _per_layer(file: TensorFile, config: FolderConfig) -> LayerWeights:
 
 
 def _cross_layer(folder: Path, layer: int, n_layers: int, config: FolderConfig) -> LayerWeights:
-    encoders = TensorFile(folder / f"W_enc_{layer}.safetensors")
+    encoders = TensorFile(inside(folder, f"W_enc_{layer}.safetensors"))
     encoder = encoders.get(f"W_enc_{layer}", (-1, -1))
     n_features, width = encoder.shape
-    decoders = TensorFile(folder / f"W_dec_{layer}.safetensors")
+    decoders = TensorFile(inside(folder, f"W_dec_{layer}.safetensors"))
     table = decoders.get(f"W_dec_{layer}", (n_features, n_layers - layer, width))
     skip = f"W_skip_{layer}"
     return LayerWeights(

@@ -122,7 +122,7 @@ def is_set(folder: Path) -> bool:
 
 
 def open_set(folder: Path, name: str) -> TranscoderSet:
-    """Open a folder of archives. Raises TranscoderError if a layer has none, or several."""
+    """Open a folder of archives. Raises TranscoderError if a layer has several."""
     if AUTOENCODERS.search(name):
         raise TranscoderError(
             f"{name} holds sparse autoencoders of one site, not transcoders from one to another. "
@@ -134,7 +134,8 @@ def open_set(folder: Path, name: str) -> TranscoderSet:
         kind="plt",
         read="ln2.hook_normalized",
         write="hook_mlp_out",
-        n_layers=len(files),
+        n_layers=max(files) + 1,
+        covered=tuple(files),
         source=lambda layer: read_layer(files[layer]),
         name=name,
     )

@@ -75,7 +75,10 @@ def is_set(folder: Path) -> bool:
 
 
 def open_set(folder: Path, name: str) -> TranscoderSet:
-    """Open a folder. Raises TranscoderError if a layer has no file or several, or no sites."""
+    """Open a folder. Raises TranscoderError if a layer has several files, or no sites.
+
+    Of a cross-layer set, whose features write to all later layers, every layer must be there.
+    """
     across = by_layer(folder, folder.rglob("*.safetensors"), CROSS_LAYER)
     within = by_layer(folder, folder.rglob("*.safetensors"), PER_LAYER)
     if across and within:
@@ -85,12 +88,19 @@ def open_set(folder: Path, name: str) -> TranscoderSet:
     kind: Literal["plt", "clt"] = "clt" if across else "plt"
     what = "params_layer_0.safetensors …" if across else "layer_0_…/params.safetensors …"
     files = one_each(folder, across or within, what)
-    read, write = _sites(files)
+    missing = sorted(set(range(max(files))) - set(files)) if across else []
+    if missing:
+        raise TranscoderError(
+            f"{folder} should hold {what} for every layer from 0 on; "
+            f"missing: {', '.join(map(str, missing))}. Fetch the folder again."
+        )
+    read, write = _sites(list(files.values()))
     return TranscoderSet(
         kind=kind,
         read=read,
         write=write,
-        n_layers=len(files),
+        n_layers=max(files) + 1,
+        covered=None if across else tuple(files),
         source=lambda layer: read_layer(files[layer], layer, len(files), kind),
         name=name,
     )

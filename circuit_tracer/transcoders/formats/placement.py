@@ -1,7 +1,7 @@
 """Which file belongs to which layer, and which files may be read at all.
 
-Sets come as folders of folders; a file's layer is part of its path. Every layer from 0 on must have
-exactly one file, because a choice made silently is a choice nobody can reproduce. A file that a
+Sets come as folders of folders; a file's layer is part of its path. A layer has at most one file,
+because a choice made silently is a choice nobody can reproduce; it may have none. A file that a
 folder's config or a link in it points to must lie inside the folder (or be the hub cache's own copy
 of it): a downloaded folder does not get to name files of its reader.
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 from circuit_tracer.errors import TranscoderError
 
 SHOWN = 6
+MOST_LAYERS = 10_000
 
 
 def inside(folder: Path, entry: str | Path) -> Path:
@@ -51,18 +52,18 @@ def by_layer(folder: Path, paths: Iterable[Path], pattern: str) -> dict[int, lis
     return found
 
 
-def one_each(folder: Path, found: Mapping[int, list[Path]], what: str) -> list[Path]:
-    """The file of each layer, in order. Raises TranscoderError on gaps and on choices."""
-    missing = [layer for layer in range(len(found)) if layer not in found]
-    if missing or not found:
+def one_each(folder: Path, found: Mapping[int, list[Path]], what: str) -> dict[int, Path]:
+    """The file of each layer that has one. Raises TranscoderError on choices and on none."""
+    if not found:
+        raise TranscoderError(f"{folder} should hold {what}, one a layer; it holds none.")
+    if max(found) >= MOST_LAYERS:
         raise TranscoderError(
-            f"{folder} should hold {what} for every layer from 0 on; "
-            + (f"missing: {', '.join(map(str, missing))}." if missing else "it holds none.")
+            f"{found[max(found)][0]} is named after layer {max(found)}, which no model has."
         )
     for layer in sorted(found):
         if len(found[layer]) > 1:
             raise TranscoderError(_choices(folder, layer, found[layer]))
-    return [found[layer][0] for layer in sorted(found)]
+    return {layer: found[layer][0] for layer in sorted(found)}
 
 
 def _choices(folder: Path, layer: int, paths: list[Path]) -> str:

@@ -99,7 +99,7 @@ def is_set(folder: Path) -> bool:
 
 
 def open_set(folder: Path, name: str) -> TranscoderSet:
-    """Open a folder. Raises TranscoderError for hooks that cannot be traced, and missing layers."""
+    """Open a folder. Raises TranscoderError for hooks that cannot be traced."""
     found: dict[int, list[Path]] = {}
     settings: dict[Path, Settings] = {}
     sites = set()
@@ -124,7 +124,8 @@ def open_set(folder: Path, name: str) -> TranscoderSet:
         kind="plt",
         read=read_at,
         write=write_at,
-        n_layers=len(files),
+        n_layers=max(files) + 1,
+        covered=tuple(files),
         source=lambda layer: read_layer(files[layer], settings[files[layer]]),
         name=name,
     )

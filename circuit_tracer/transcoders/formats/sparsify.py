@@ -64,7 +64,7 @@ def is_set(folder: Path) -> bool:
 
 
 def open_set(folder: Path, name: str) -> TranscoderSet:
-    """Open a folder. Raises TranscoderError for modules other than MLPs and missing layers."""
+    """Open a folder. Raises TranscoderError for modules other than MLPs."""
     paths = list(folder.rglob(WEIGHTS))
     others = [p for p in paths if not re.search(LAYER, p.relative_to(folder).as_posix())]
     if others:
@@ -77,7 +77,8 @@ def open_set(folder: Path, name: str) -> TranscoderSet:
         kind="plt",
         read="mlp.hook_in",
         write="mlp.hook_out",
-        n_layers=len(files),
+        n_layers=max(files) + 1,
+        covered=tuple(files),
         source=lambda layer: read_layer(files[layer]),
         name=name,
     )

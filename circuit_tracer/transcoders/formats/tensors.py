@@ -22,7 +22,11 @@ FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 class Tensors(Protocol):
     """A file of named tensors."""
 
-    path: Path
+    @property
+    def path(self) -> Path | str:
+        """Where they are, for messages."""
+        ...
+
     names: frozenset[str]
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -80,7 +84,9 @@ def require(file: Tensors, name: str) -> None:
         )
 
 
-def checked(tensor: Tensor, name: str, path: Path, shape: tuple[int, ...] | None = None) -> Tensor:
+def checked(
+    tensor: Tensor, name: str, path: Path | str, shape: tuple[int, ...] | None = None
+) -> Tensor:
     """The tensor itself. Raises TranscoderError unless it is of a float type and of `shape`."""
     if tensor.dtype not in FLOATS:
         raise TranscoderError(f"{name} in {path} is {tensor.dtype}; expected a float tensor.")

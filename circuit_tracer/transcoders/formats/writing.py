@@ -83,10 +83,12 @@ def check_destination(destination: Path, replace: bool) -> None:
 
 def unlike_reference(found: TranscoderSet) -> str | None:
     """Why the reference tool would read a folder of this set as something else; None if not."""
+    if len(found.present) < found.n_layers or found.present[0] > 0:
+        return "it wants a transcoder in every layer"
     layers = [found.layer(layer) for layer in range(found.n_layers)]
     kinds = {layer.activation.kind for layer in layers}
-    if found.kind == "clt" and "topk" in kinds:
-        return "it reads cross-layer TopK as ReLU"
+    if "topk" in kinds:
+        return "it reads TopK as ReLU (up to its version 0.5.0)"
     if found.kind == "clt" and any(layer.skip is not None for layer in layers):
         return "it drops the skip connections of cross-layer transcoders"
     if len({len(layer.encoder) for layer in layers}) > 1:
@@ -125,19 +127,21 @@ def _config(found: TranscoderSet, model_name: str, scan: str | list[str] | None)
         config["activation"] = kinds.pop()
         if config["activation"] == "topk":
             config["k"] = kept.pop()
+    if found.present != tuple(range(found.n_layers)):
+        config["layers"] = list(found.present)
     return config
 
 
 def _activations(found: TranscoderSet) -> tuple[set[str], set[int]]:
     """Kinds of activation and values of k in a set."""
-    used = [found.layer(layer).activation for layer in range(found.n_layers)]
+    used = [found.layer(layer).activation for layer in found.present]
     return {activation.kind for activation in used}, {activation.k for activation in used}
 
 
 def _write_layers(found: TranscoderSet, folder: Path, report: Report) -> None:
     alike = all(len(values) == 1 for values in _activations(found))
-    for layer in range(found.n_layers):
-        report(layer / found.n_layers, f"layer {layer} of {found.n_layers}")
+    for number, layer in enumerate(found.present):
+        report(number / len(found.present), f"layer {layer} of {found.n_layers}")
         weights = found.layer(layer)
         for name, tensors in _files(weights, layer, found.kind == "clt", alike).items():
             save_file(tensors, folder / name)
@@ -154,6 +158,8 @@ def _files(
         f"b_dec{end}": weights.output_bias,
     }
     activation = weights.activation
+    if activation.kind == "mlp":
+        raise TranscoderError("neurons are the model's own; there is nothing to write to files")
     if activation.kind == "jump_relu":
         if activation.threshold is None:
             raise TranscoderError(f"layer {layer} is JumpReLU and has no thresholds")
