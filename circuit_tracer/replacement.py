@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+from circuit_kernels.choice import Choice
+from circuit_tracer.changes import Change, Changes
 from circuit_tracer.errors import InputError
 from circuit_tracer.forward import Forward, run
+from circuit_tracer.intervene import Intervention, Mode, intervene
 from circuit_tracer.local import Local
+from circuit_tracer.memory import check_forward
 from circuit_tracer.models.adapter import Adapter
 from circuit_tracer.shapes import Int, Tensor
+from circuit_tracer.steer import Choosing, Generation, Listener, generate, maxima
 from circuit_tracer.transcoders.base import TranscoderSet
 
 
@@ -36,17 +41,30 @@ class ReplacementModel:
     def __repr__(self) -> str:
         return f"ReplacementModel({self.adapter.name!r}, {self.transcoders.name!r})"
 
-    def tokenize(self, prompt: str | Sequence[int] | Tensor) -> Int[Tensor, " position"]:
+    def tokenize(
+        self, prompt: str | Sequence[int] | Tensor, chat: bool = False
+    ) -> Int[Tensor, " position"]:
         """Token ids of a prompt, (P,).
 
         Text gets the tokenizer's beginning-of-sequence token, also where the tokenizer itself
         would not add one; a list of ids is taken as it is.
 
+        Args:
+            chat: the text is what a user says: put it into the tokenizer's chat template, up to
+                where the model's answer starts.
+
         Raises:
-            InputError: an empty prompt, ids outside the vocabulary, more tokens than the context.
+            InputError: an empty prompt, ids outside the vocabulary, more tokens than the context;
+                `chat` without a template or with ids.
         """
         special = set(self.tokenizer.all_special_ids)
-        if isinstance(prompt, str):
+        if chat:
+            if not isinstance(prompt, str):
+                raise InputError("chat takes text, which it puts into the template, not token ids")
+            if not prompt.strip():
+                raise InputError("the prompt is empty; give what the user says")
+            ids = self._in_template(prompt)
+        elif isinstance(prompt, str):
             ids = list(self.tokenizer(prompt)["input_ids"])
             if not ids or all(token in special for token in ids):
                 raise InputError('the prompt is empty; give it words: trace "The opposite of …"')
@@ -72,6 +90,50 @@ class ReplacementModel:
             )
         return torch.tensor(ids)
 
+    def _in_template(self, prompt: str) -> list[int]:
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise InputError(
+                f"the tokenizer of {self.adapter.name} has no chat template, so it is no "
+                "instruction model: leave chat (--chat) out, or write its turns into the prompt"
+            )
+        says = [{"role": "user", "content": prompt}]
+        try:
+            ids = self.tokenizer.apply_chat_template(
+                says, add_generation_prompt=True, tokenize=True, return_dict=False
+            )
+        except Exception as error:  # a template may raise whatever it likes
+            raise InputError(
+                f"the chat template of {self.adapter.name} fails: {error}. Write its turns into "
+                "the prompt instead of chat (--chat)"
+            ) from error
+        return [int(token) for token in ids]
+
+    def special_positions(self, ids: Sequence[int] | Tensor) -> tuple[int, ...]:
+        """Positions that hold special tokens: the tokenizer's own and those added as special."""
+        added = getattr(self.tokenizer, "added_tokens_decoder", {})
+        special = {token for token, entry in added.items() if entry.special}
+        special.update(self.tokenizer.all_special_ids)
+        return tuple(place for place, token in enumerate(ids) if int(token) in special)
+
+    def ignored_by_default(
+        self, ids: Sequence[int] | Tensor, chat: bool = False
+    ) -> tuple[int, ...]:
+        """Positions whose features swamp a graph, and which are ignored unless one says otherwise.
+
+        Position 0; with `chat` everything before the user's first token, which is the same
+        whatever the user says (`<bos><start_of_turn>user\\n`, positions 0 to 3, of Gemma).
+
+        Args:
+            ids: (P,) from `tokenize`.
+        """
+        if not chat:
+            return (0,)
+        length = len(ids)
+        for other in ("", "0", "a"):  # they begin differently: the prompt may begin like one
+            differ = zip(ids, self._in_template(other), strict=False)
+            length = min(length, next((k for k, (a, b) in enumerate(differ) if a != b), length))
+        return tuple(range(max(length, 1)))
+
     def token_text(self, token: int) -> str:
         """Text of one token; the token's own name where it is not text by itself (bytes)."""
         text = self.tokenizer.decode([token])
@@ -82,9 +144,122 @@ class ReplacementModel:
     def run(self, prompt: str | Sequence[int] | Tensor) -> Forward:
         """One forward pass of one copy of the prompt, watched. The result is the real model's."""
         ids = self.tokenize(prompt)
+        check_forward(self.adapter, len(ids))
         return run(self.adapter, self.transcoders, ids)
 
-    def localise(self, forward: Forward, ignored: Sequence[int] = (0,)) -> Local:
-        """The local replacement model of a prompt, ignoring features and errors at positions."""
+    def localise(
+        self,
+        forward: Forward,
+        ignored: Sequence[int] = (0,),
+        owned: bool = False,
+        kernels: Choice = "auto",
+    ) -> Local:
+        """The local replacement model of a prompt, ignoring features and errors at positions.
+
+        With `owned` it takes the forward pass over, which is of no use to others then.
+        """
         with torch.no_grad():
-            return Local(self.adapter, self.transcoders, forward, ignored)
+            return Local(self.adapter, self.transcoders, forward, ignored, owned, kernels)
+
+    def intervene(
+        self,
+        prompt: str | Sequence[int] | Tensor,
+        changes: Changes,
+        mode: Mode = "free",
+        layers: Sequence[int] | None = None,
+        freeze_attention: bool = False,
+    ) -> Intervention:
+        """Change features of a prompt, all at once, and see what happens.
+
+        Args:
+            changes: which features → what becomes of them: `Scale(M)` makes an activation M times
+                what it is (1 nothing, 0 ablates, −1 flips), `Clamp(v)` makes it v. A key is (layer,
+                position, feature) with position a number, a range, or None for every one; or a
+                feature node; or a tuple of these. A list of (key, change) pairs will do for a
+                mapping, and there a position may be a slice.
+            mode: "direct" holds patterns, norms and MLPs, and is linear: what a graph's edges say.
+                "constrained" holds patterns and the MLP outputs of `layers`. "free" holds nothing.
+                In the first two, changes are relative to activations on the clean pass; in the
+                free mode to those on the changed pass itself.
+            layers: of the constrained mode; None for all up to the last that is changed. What
+                cross-layer features write to other layers is left out.
+            freeze_attention: of the free mode: hold attention patterns.
+
+        Raises:
+            InputError: a feature, layer or position that is not there, a feature scaled where it is
+                not active, nothing to change, options that do not go together.
+
+        Example:
+            >>> import circuit_tracer as ct
+            >>> model = ct.load()
+            >>> changes = {(0, 1, 248): ct.Scale(0)}
+            >>> model.intervene("The opposite of small is", changes).table(1)[0].token
+            ' large'
+        """
+        return self.intervene_each(prompt, [changes], mode, layers, freeze_attention)[0]
+
+    def intervene_each(
+        self,
+        prompt: str | Sequence[int] | Tensor,
+        batch: Sequence[Changes],
+        mode: Mode = "free",
+        layers: Sequence[int] | None = None,
+        freeze_attention: bool = False,
+    ) -> list[Intervention]:
+        """Several interventions, each on its own copy of the prompt, in one forward pass.
+
+        Arguments and errors are those of `intervene`.
+        """
+        return intervene(
+            self.adapter,
+            self.transcoders,
+            self.run(prompt),
+            batch,
+            self.token_text,
+            mode,
+            layers,
+            freeze_attention,
+        )
+
+    def generate(
+        self,
+        prompt: str | Sequence[int] | Tensor,
+        steer: Mapping[tuple[int, int], Change],
+        max_new_tokens: int = 40,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        seed: int = 0,
+        listener: Listener | None = None,
+    ) -> Generation:
+        """Continue a prompt with features held at values everywhere, and without.
+
+        Args:
+            steer: (layer, feature) → `Clamp(v)`, its activation at every position of prompt and
+                text, or `Scale(M)`, times what it is there. `maxima` tells what is large for it.
+            max_new_tokens: at most; a text also stops at the model's end token and at the end of
+                its context.
+            temperature: 0 takes the likeliest token; otherwise tokens are drawn, the same ones for
+                the same `seed`, among the `top_k` likeliest (None: all).
+            listener: called with (step, steered) as each token is chosen, the unsteered ones first.
+
+        Raises:
+            InputError: nothing to steer, a feature that is not there, no room after the prompt.
+        """
+        return generate(
+            self.adapter,
+            self.transcoders,
+            self.tokenizer,
+            self.tokenize(prompt),
+            steer,
+            max_new_tokens,
+            Choosing(temperature, top_k, seed),
+            self.token_text,
+            listener,
+        )
+
+    def maxima(
+        self, features: Sequence[tuple[int, int]], texts: Sequence[str | Sequence[int]]
+    ) -> dict[tuple[int, int], float]:
+        """Largest activation of each (layer, feature) over texts; their first token is left out."""
+        ids = [self.tokenize(text) for text in texts]
+        return maxima(self.adapter, self.transcoders, features, ids)
