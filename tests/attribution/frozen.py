@@ -73,7 +73,7 @@ class Frozen:
 
         def keep_residual(module, args):
             x = args[0][0]
-            if read == "hook_resid_mid":
+            if read == "hook_resid_mid" or block.mlp_norm is None:
                 seen[layer] = x
             elif read == "ln2.hook_normalized":
                 scale = scales["mlp_norm"][layer][:, None]
