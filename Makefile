@@ -6,6 +6,7 @@
 #   make test      the tests; PYTEST="-k name -x" passes options on
 #   make test-old  the core's tests on the oldest supported transformers, in .venv-old
 #   make bench     measurements, printed and not judged; BENCH="--reference PYTHON" compares
+#   make bench-gpu the rows that need a CUDA device, in one run of under ten minutes
 #   make docs      redraw the generated pictures, then check every link
 #   make bundled   retrain the bundled model and its transcoders (about an hour)
 #   make wheel     build dist/*.whl
@@ -13,7 +14,7 @@
 
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: help demo setup check test test-old bench docs bundled wheel clean
+.PHONY: help demo setup check test test-old bench bench-gpu docs bundled wheel clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -70,6 +71,9 @@ test-old: $(VENV_OLD)/.dev
 
 bench: setup
 	$(BIN)/python tests/benchmarks/compare.py $(BENCH)
+
+bench-gpu: setup
+	$(BIN)/python kernels/bench/bench_gpu.py $(BENCH)
 
 docs: setup
 	$(BIN)/python docs/draw_layers.py

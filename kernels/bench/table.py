@@ -1,10 +1,10 @@
-"""The tables of docs/performance.md, from the measurements in results.jsonl beside this file.
+"""The tables of docs/performance.md and their picture, from results.jsonl beside this file.
 
     python kernels/bench/table.py            rewrites what stands between the page's two markers
     python kernels/bench/table.py --check    exits with status 1 where the page is out of date
 
-Of every kind of work the newest row of each device and processor is shown. Nothing is measured
-here.
+Of every kind of work the newest row of each device and processor is shown; what a GPU has yet to
+measure is listed as such. Nothing is measured here.
 """
 
 from __future__ import annotations
@@ -14,14 +14,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gpu_tables
+import picture
+
 RESULTS = Path(__file__).with_name("results.jsonl")
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
 START, END = "<!-- figures: made by kernels/bench/table.py -->", "<!-- end of figures -->"
 Row = dict[str, Any]
 
 GOALS = {
-    "attribution, complete": "8",
-    "attribution, max_features=1000": "8",
+    "attribution, complete": "12",
+    "attribution, max_features=1000": "12",
+    "pruning and scores, 8,000 nodes": "50",
 }
 
 
@@ -119,8 +123,10 @@ def circumstances(rows: list[Row]) -> list[str]:
         versions = ", ".join(f"{name} {number}" for name, number in row["versions"].items())
         state = row["commit"] + (" with changes" if row["changed_files"] else "")
         words = row["work"] + (f" ({row['shapes']['nodes']:,})" if "nodes" in row["shapes"] else "")
+        place = f"{row['cpu']} ({row['cores']} cores)"
+        place = f"{row['device']}, {place}" if gpu_tables.is_gpu(row) else place
         lines.append(
-            f"- {words}: {row['date']}, commit {state}, {row['cpu']} ({row['cores']} cores), "
+            f"- {words}: {row['date']}, commit {state}, {place}, "
             f"{row['threads']} thread{'s' * (row['threads'] > 1)}, {row['rounds']} rounds, "
             f"load {row['load']}, {versions}"
         )
@@ -128,13 +134,16 @@ def circumstances(rows: list[Row]) -> list[str]:
 
 
 def figures(rows: list[Row]) -> str:
+    on_cpu = [row for row in rows if not gpu_tables.is_gpu(row)]
     parts = [
+        "![Seconds of ours and of the reference tool](images/performance.svg)",
         "### Against the reference tool",
-        "\n".join(against_reference(rows)),
+        "\n".join(against_reference(on_cpu)),
         "### Memory",
-        "\n".join(memory(rows)),
+        "\n".join(memory(on_cpu)),
         "### Against a floor",
-        "\n".join(alone(rows)),
+        "\n".join(alone(on_cpu)),
+        gpu_tables.tables(rows),
         "### Where these come from",
         "\n".join(circumstances(rows)),
     ]
@@ -146,11 +155,15 @@ def main() -> None:
     before, rest = text.split(START, 1)
     after = rest.split(END, 1)[1]
     rows = newest(RESULTS.read_text(encoding="utf-8").splitlines())
-    wanted = f"{before}{START}\n\n{figures(rows)}\n\n{END}{after}"
-    if "--check" not in sys.argv[1:]:
-        PAGE.write_text(wanted, encoding="utf-8")
-    elif wanted != text:
-        sys.exit(f"{PAGE.name} is out of date: python kernels/bench/table.py")
+    made = {
+        PAGE: f"{before}{START}\n\n{figures(rows)}\n\n{END}{after}",
+        picture.PICTURE: picture.drawing(rows),
+    }
+    for path, wanted in made.items():
+        if "--check" not in sys.argv[1:]:
+            path.write_text(wanted, encoding="utf-8")
+        elif not path.exists() or wanted != path.read_text(encoding="utf-8"):
+            sys.exit(f"{path.name} is out of date: python kernels/bench/table.py")
 
 
 if __name__ == "__main__":

@@ -7,17 +7,27 @@ is Triton on a CUDA device where Triton is installed, torch otherwise. Triton's 
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
-from circuit_kernels import edge_rows as reference
-
 Choice = Literal["auto", "reference", "triton"]
 CHOICES: tuple[Choice, ...] = get_args(Choice)
+
+KERNELS = {
+    "edge_rows": "edge_rows",
+    "gathered_edge_rows": "edge_rows",
+    "encode": "encode",
+    "sparse_decode": "sparse_decode",
+    "attention_mix": "attention_mix",
+    "influence": "influence",
+    "threshold_selection": "threshold_selection",
+}
+"""Every kernel, and the module it is in."""
 
 
 def triton_problem(device: torch.device) -> str | None:
@@ -32,19 +42,27 @@ def triton_problem(device: torch.device) -> str | None:
     )
 
 
-def edge_rows(choice: Choice, device: torch.device) -> Callable[..., None]:
-    """The edge-rows kernel of a choice.
+def kernel(name: str, choice: Choice, device: torch.device) -> Callable[..., Any]:
+    """One of `KERNELS` by name, in the form that a choice means on a device.
+
+    Both forms take the same tensors; the Triton form may take more options.
 
     Raises:
-        ValueError: an unknown choice, or `triton` where Triton cannot run.
+        ValueError: an unknown name or choice, or `triton` where Triton cannot run.
     """
+    if name not in KERNELS:
+        raise ValueError(f"kernels are {', '.join(KERNELS)}; there is no {name!r}")
     if choice not in CHOICES:
         raise ValueError(f"kernels must be one of {', '.join(CHOICES)}, not {choice!r}")
     problem = triton_problem(device)
-    if choice == "reference" or (choice == "auto" and (problem or device.type != "cuda")):
-        return reference.edge_rows
-    if problem:
-        raise ValueError(f"kernels='triton' cannot run: {problem}")
-    from circuit_kernels import edge_rows_triton
+    form = f"circuit_kernels.{KERNELS[name]}"
+    if choice == "triton" or (choice == "auto" and device.type == "cuda" and not problem):
+        if problem:
+            raise ValueError(f"kernels='triton' cannot run: {problem}")
+        form += "_triton"
+    return getattr(importlib.import_module(form), name)
 
-    return edge_rows_triton.edge_rows
+
+def edge_rows(choice: Choice, device: torch.device) -> Callable[..., None]:
+    """The edge-rows kernel of a choice; see `kernel`."""
+    return kernel("edge_rows", choice, device)

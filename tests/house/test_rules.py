@@ -11,7 +11,19 @@ import pytest
 from tests.house.repository import ROOT, files, modules, texts
 
 BIG = 4 * 2**20  # bytes; a weight file larger than this is split
-VERBS = {"demo", "setup", "check", "test", "test-old", "bench", "docs", "bundled", "wheel", "clean"}
+VERBS = {
+    "demo",
+    "setup",
+    "check",
+    "test",
+    "test-old",
+    "bench",
+    "bench-gpu",
+    "docs",
+    "bundled",
+    "wheel",
+    "clean",
+}
 NOUNS_ONLY = {"utils", "util", "common", "helpers", "helper", "misc"}
 # Split so that this file does not find itself.
 PLACES = ("/" + "work/", "/" + "root/", "/" + "opt/", "/" + "home/", "/" + "Users/")

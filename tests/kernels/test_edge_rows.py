@@ -7,9 +7,8 @@ import torch
 
 from circuit_kernels import choice
 from circuit_kernels.edge_rows import edge_rows
+from tests.kernels.both_forms import DEVICE, FORMS, TOLERANCE, close, form, framed
 
-# Largest error allowed against float64, relative to the largest entry.
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 SHAPES = {
     "one": (1, 1, 1, [1]),
     "odd": (3, 37, 5, [7, 1, 12]),
@@ -20,14 +19,14 @@ SHAPES = {
 }
 
 
-def inputs(shape: str, dtype=torch.float32, device="cpu"):
+def inputs(shape: str, dtype=torch.float32):
     positions, width, targets, counts = SHAPES[shape]
     draw = torch.Generator().manual_seed(len(shape))
     starts = torch.tensor([0, *counts]).cumsum(0).tolist()
     gradient = torch.randn(positions, width, targets, generator=draw).to(dtype)
     vectors = torch.randn(starts[-1], width, generator=draw).to(dtype)
     out = torch.randn(starts[-1], targets, generator=draw)
-    return gradient.to(device), vectors.to(device), starts, out.to(device)
+    return gradient.to(DEVICE), vectors.to(DEVICE), starts, out.to(DEVICE)
 
 
 def definition(gradient, vectors, starts, out):
@@ -38,20 +37,11 @@ def definition(gradient, vectors, starts, out):
     return result
 
 
-def triton_form(device: str):
-    problem = choice.triton_problem(torch.device(device))
-    if problem:
-        pytest.skip(problem)
-    return choice.edge_rows("triton", torch.device(device))
-
-
-def check(kernel, dtype, shape, device="cpu", **options):
-    gradient, vectors, starts, out = inputs(shape, dtype, device)
+def check(kernel, dtype, shape, tolerance=None, **options):
+    gradient, vectors, starts, out = inputs(shape, dtype)
     truth = definition(gradient, vectors, starts, out)
     kernel(gradient, vectors, starts, out, **options)
-    scale = float(truth.abs().max()) if truth.numel() else 1.0
-    assert not out.isnan().any()
-    torch.testing.assert_close(out.double(), truth, atol=TOLERANCE[dtype] * scale, rtol=0)
+    close(out, truth, tolerance or TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -62,8 +52,7 @@ def test_reference(shape):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_triton_in_the_interpreter_or_on_a_gpu(shape, dtype):
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    check(triton_form(device), dtype, shape, device)
+    check(form("edge_rows", "triton"), dtype, shape)
 
 
 @pytest.mark.gpu
@@ -71,34 +60,25 @@ def test_triton_in_the_interpreter_or_on_a_gpu(shape, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_triton_on_a_gpu_in_bf16_and_tf32(shape, dtype, exact):
-    kernel = triton_form("cuda")
-    wider = torch.bfloat16 if not exact else dtype
-    gradient, vectors, starts, out = inputs(shape, dtype, "cuda")
-    truth = definition(gradient, vectors, starts, out)
-    kernel(gradient, vectors, starts, out, exact=exact)
-    scale = float(truth.abs().max()) if truth.numel() else 1.0
-    torch.testing.assert_close(out.double(), truth, atol=TOLERANCE[wider] * scale, rtol=0)
+    tolerance = TOLERANCE[dtype if exact else torch.bfloat16]
+    check(form("edge_rows", "triton"), dtype, shape, tolerance, exact=exact)
 
 
-def test_what_lies_around_the_output_is_not_touched():
+@pytest.mark.parametrize("which", FORMS)
+def test_what_lies_around_the_output_is_not_touched(which):
     """The output is a strided slice of a buffer of NaN; only the slice may change."""
-    for kernel in (edge_rows, triton_form("cuda" if torch.cuda.is_available() else "cpu")):
-        gradient, vectors, starts, out = inputs("ragged")
-        buffer = torch.full((len(out) + 6, out.shape[1] + 5), torch.nan)
-        inside = buffer[3:-3, 2:-3]
-        inside.copy_(out)
-        kernel(gradient, vectors, starts, inside)
-        truth = definition(gradient, vectors, starts, out).float()
-        torch.testing.assert_close(inside, truth, atol=1e-4, rtol=0)
-        assert buffer.isnan().sum() == buffer.numel() - inside.numel()
+    gradient, vectors, starts, out = inputs("ragged")
+    buffer, inside = framed(out)
+    form("edge_rows", which)(gradient, vectors, starts, inside)
+    close(inside, definition(gradient, vectors, starts, out), 1e-5)
+    assert buffer.isnan().sum() == buffer.numel() - inside.numel()
 
 
 def test_twice_the_same_is_the_same_bits():
-    kernel = triton_form("cuda" if torch.cuda.is_available() else "cpu")
     results = []
     for _ in range(2):
         gradient, vectors, starts, out = inputs("ragged")
-        kernel(gradient, vectors, starts, out)
+        form("edge_rows", "triton")(gradient, vectors, starts, out)
         results.append(out)
     assert torch.equal(*results)
 
@@ -111,9 +91,9 @@ def test_shapes_that_do_not_belong_together(change):
         "vectors": (gradient, vectors[:, :-1], starts, out),
         "out": (gradient, vectors, starts, out[:, :-1]),
     }
-    for kernel in (edge_rows, triton_form("cuda" if torch.cuda.is_available() else "cpu")):
+    for which in FORMS:
         with pytest.raises(ValueError, match=f"{change} must"):
-            kernel(*wrong[change])
+            form("edge_rows", which)(*wrong[change])
 
 
 def test_the_choice_is_never_silent(monkeypatch):
@@ -122,6 +102,8 @@ def test_the_choice_is_never_silent(monkeypatch):
     assert choice.edge_rows("reference", gpu) is edge_rows
     with pytest.raises(ValueError, match="one of auto, reference, triton"):
         choice.edge_rows("cuda", cpu)
+    with pytest.raises(ValueError, match="there is no 'edges'"):
+        choice.kernel("edges", "auto", cpu)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(ValueError, match="cannot run"):
         choice.edge_rows("triton", cpu)
