@@ -17,34 +17,51 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from circuit_tracer.changes import Clamp, Scale
     from circuit_tracer.circuit import Circuit
+    from circuit_tracer.comparing.compare import compare
+    from circuit_tracer.comparing.comparison import Comparison
     from circuit_tracer.errors import CircuitTracerError
     from circuit_tracer.graph import Graph
     from circuit_tracer.loading import load
     from circuit_tracer.nodes import Node
     from circuit_tracer.replacement import ReplacementModel
-    from circuit_tracer.targets import Difference
+    from circuit_tracer.targets import At, Difference, Direction
     from circuit_tracer.tracing import trace
+    from circuit_tracer.verify.measure import faithfulness
 
 _HOMES = {
+    "At": "targets",
     "Circuit": "circuit",
     "CircuitTracerError": "errors",
+    "Clamp": "changes",
+    "Comparison": "comparing.comparison",
     "Difference": "targets",
+    "Direction": "targets",
     "Graph": "graph",
     "Node": "nodes",
     "ReplacementModel": "replacement",
+    "Scale": "changes",
+    "faithfulness": "verify.measure",
+    "compare": "comparing.compare",
     "load": "loading",
     "trace": "tracing",
 }
 
 __version__ = "0.1.0"
 __all__ = [
+    "At",
     "Circuit",
     "CircuitTracerError",
+    "Clamp",
+    "Comparison",
     "Difference",
+    "Direction",
     "Graph",
     "Node",
     "ReplacementModel",
+    "Scale",
+    "compare",
     "load",
     "trace",
 ]

@@ -23,7 +23,7 @@ class RowBlock:
     """Rows of the targets at one (layer, position).
 
     Attributes:
-        layer: layer of the targets; `n_layers` for logits.
+        layer: where the targets read; `n_layers` for what is read after the last layer.
         position: their position.
         rows: (targets,) int64 node rows, ascending.
         values: (targets, cone) edges, columns as `NodeIndex.cone(layer, position)`.

@@ -1,34 +1,46 @@
 """What a run will take, known after the forward pass and before the sweep.
 
-Counting is enough: how many rows there are, how far down each is carried, over how many positions,
-and how many sources lie in its cone. The operations at the matrix-product rate measured here and
-now give the time, the rows and buffers the memory. From this `max_features="auto"` is decided, and
-a run that would not fit is refused.
+The targets' own rows are a few, so they are made at once. The influence that reaches the features
+from them foretells, within a few percent, which features a limited run will choose at every layer:
+from there on all is counting. The chunks are those the run would make (`rows.packed`), the bytes
+those of its tensors, and the time is that of some of these chunks, tried on this machine now.
+From this `max_features="auto"` is decided, and a run that would not fit is refused with the setting
+that would (`memory`).
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
 
 import torch
 
+from circuit_kernels.choice import Choice
+from circuit_tracer import memory
 from circuit_tracer.errors import InputError, MemoryBudgetError
 from circuit_tracer.local import Local
+from circuit_tracer.nodes import NodeIndex
+from circuit_tracer.rows import Rows, columns, packed, target_groups
+from circuit_tracer.shapes import Float, Tensor
+from circuit_tracer.sweep import Sweep
+from circuit_tracer.targets import Readout
 
 MaxFeatures = int | Literal["auto"] | None
 
 AUTO_SECONDS = 20.0
 """`max_features="auto"` expands every feature when the estimate is below this many seconds."""
 
-CHUNK_ELEMENTS = {"cpu": (1 << 19, 1 << 21), "cuda": (1 << 24, 1 << 28)}
-"""Elements (positions × d_model × targets) a chunk is filled up to, and never goes beyond."""
+TRIED = 12
+"""Chunks that are tried to learn what a run's chunks cost."""
 
+SECONDS_A_STEP = 1e-5
+"""Roughly what one small product costs whatever its size; weighs chunks against each other."""
 
-OVER_THE_FLOOR, SECONDS_A_STEP = 1.7, 2e-4
-"""Measured time over the operation count, and what a step costs whatever its size
-(docs/performance.md)."""
+CERTAIN = 8.0
+"""A run this many times below `AUTO_SECONDS` by its operations alone is not timed any closer."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +49,12 @@ class Estimate:
 
     Attributes:
         n_positions, n_active, n_targets: size of the prompt and of its graph; `n_targets` counts
-            the rows to attribute, logits included.
-        flops: floating point operations of the sweep.
-        seconds: those operations at the matrix-product rate measured here and now, with what is
-            measured to come on top.
+            the rows to attribute, targets included.
+        flops: floating point operations that the rows need.
+        seconds: wall time of the sweep, from chunks of it tried here and now.
         result_bytes: the rows.
-        peak_bytes: rows, write vectors, folded attention and working buffers.
+        held_bytes: what the forward pass and the local model hold already.
+        peak_bytes: at most at once above loading: forward pass, local model, rows and buffers.
     """
 
     n_positions: int
@@ -51,6 +63,7 @@ class Estimate:
     flops: float
     seconds: float
     result_bytes: int
+    held_bytes: int
     peak_bytes: int
 
     def __str__(self) -> str:
@@ -61,109 +74,323 @@ class Estimate:
         )
 
 
-def resolve_limit(local: Local, n_directions: int, max_features: MaxFeatures) -> int:
+class _Part(NamedTuple):
+    """So many targets of one layer and position."""
+
+    layer: int
+    position: int
+    targets: int
+
+
+class _Chunk(NamedTuple):
+    """What travels together."""
+
+    parts: list[_Part]
+
+    @property
+    def layer(self) -> int:
+        return max(part.layer for part in self.parts)
+
+    @property
+    def span(self) -> int:
+        return max(part.position for part in self.parts) + 1
+
+    @property
+    def targets(self) -> int:
+        return sum(part.targets for part in self.parts)
+
+
+def rehearse(local: Local, directions: Sequence[Readout], kernels: Choice = "auto") -> Plan:
+    """The plan of a run, with the rows of targets that read after the last layer already made.
+
+    Raises:
+        InputError: kernels that cannot run here.
+    """
+    positions = torch.tensor([direction.position for direction in directions])
+    index = NodeIndex(local.features, local.n_layers, local.n_positions, positions)
+    with torch.no_grad():
+        clock = time.perf_counter()
+        try:
+            sweep = Sweep(local, index, kernels)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        rows = Rows(sweep, directions)
+        rows.expand(target_groups(index, directions, local.n_layers))
+        return Plan(sweep, rows, directions, time.perf_counter() - clock)
+
+
+def resolve_limit(local: Local, directions: Sequence[Readout], max_features: MaxFeatures) -> int:
     """How many features `max_features` means for this prompt."""
-    active = len(local.features)
-    if max_features is None:
-        return active
-    if max_features != "auto":
-        if max_features < 0:
-            raise InputError(f"max_features must be 0 or more, not {max_features}")
-        return min(active, max_features)
-    whole = estimate(local, n_directions, active)
-    if whole.seconds <= AUTO_SECONDS and whole.peak_bytes <= _free_memory(local.errors.device):
-        return active
-    share = AUTO_SECONDS / whole.seconds
-    share = min(share, _free_memory(local.errors.device) / whole.peak_bytes)
-    return max(1, int(active * share))
+    return rehearse(local, directions).resolve(max_features)
 
 
 def estimate(
-    local: Local, n_directions: int, limit: int | None = None, rate: float | None = 0.0
+    local: Local,
+    directions: Sequence[Readout],
+    limit: int | None = None,
+    rate: float | None = 0.0,
 ) -> Estimate:
-    """Cost of attributing `limit` features (all where None) and the directions.
+    """Cost of attributing `limit` features (all where None) and the targets.
 
     Args:
-        rate: matrix-product rate in FLOP/s; measured where 0, not needed (seconds = 0) where None.
+        rate: matrix-product rate in FLOP/s; measured where 0. Where None no time is estimated.
     """
-    index, adapter = local.index, local.adapter
-    positions, layers, width = local.n_positions, local.n_layers, adapter.d_model
-    counts = torch.zeros(layers + 1, positions, dtype=torch.float64)
-    cells = local.features[:, 0] * positions + local.features[:, 1]
-    counts[:layers] = torch.bincount(cells, minlength=layers * positions).view(layers, positions)
-    below = torch.zeros_like(counts)
-    below[1:] = counts[:layers].cumsum(1).cumsum(0)
-    counts[layers, -1] = n_directions
-    span = torch.arange(1, positions + 1)
-    depth = torch.arange(layers + 1)[:, None]
-    cone = below + span * (depth + 1)
-    heads = adapter.head_dim * adapter.heads
-    projections = 2.0 * width * adapter.head_dim * (adapter.heads + adapter.kv_heads) * span
-    attention = projections + 2.0 * span**2 * heads
-    flops = float((counts * ((depth - 1).clamp(min=0) * attention + 2.0 * width * cone)).sum())
-    entries = float((counts * cone).sum())
-    active = len(local.features)
-    share = 1.0 if limit is None or not active else min(1.0, limit / active)
-    flops, entries = flops * share, entries * share
-    item = local.errors.element_size()
-    written = sum(
-        len(index.feature_rows(source))
-        for layer in range(layers)
-        for source in local.transcoders.writers(layer)
-    )
-    widest = max([n_directions, *(len(index.feature_rows(layer)) for layer in range(layers))])
-    chunk = min(widest, max(1, chunk_elements(local.errors.device)[1] // (positions * width)))
-    buffers = chunk * (3 * positions * width + active + layers * positions)
-    result = int(entries * item)
-    steps = positions * layers * (layers + 1) / 2
-    rate = matrix_rate(local.errors.device) if rate == 0.0 else rate
-    return Estimate(
-        n_positions=positions,
-        n_active=active,
-        n_targets=int(active * share) + n_directions,
-        flops=flops,
-        seconds=flops * OVER_THE_FLOOR / rate + steps * SECONDS_A_STEP if rate else 0.0,
-        result_bytes=result,
-        peak_bytes=result + item * (written * width + buffers + 6 * layers * positions * width),
-    )
+    return rehearse(local, directions).estimate(limit, rate)
+
+
+class Plan:
+    """A run about to start.
+
+    Args:
+        sweep: of the prompt.
+        rows: those of the targets after the last layer.
+        directions: all targets.
+        started: seconds that sweep and rows took.
+    """
+
+    def __init__(self, sweep: Sweep, rows: Rows, directions: Sequence[Readout], started: float):
+        self.sweep, self.rows, self.directions, self.started = sweep, rows, directions, started
+        self.local, self.index = sweep.local, rows.index
+        self.layers, self.positions = self.local.n_layers, self.local.n_positions
+        self.device = self.local.errors.device
+        self._held = memory.held(self.local)
+        parts = (value for name, value in vars(sweep).items() if name != "_buffers")
+        self._swept = memory.tensors(parts)
+
+    def resolve(self, max_features: MaxFeatures) -> int:
+        """How many features `max_features` means.
+
+        Raises:
+            InputError: below 0.
+        """
+        active = len(self.local.features)
+        if max_features is None:
+            return active
+        if max_features != "auto":
+            if max_features < 0:
+                raise InputError(f"max_features must be 0 or more, not {max_features}")
+            return min(active, max_features)
+        spare = memory.free(self.device)
+
+        rate = matrix_rate(self.device)
+
+        def good(limit: int, slowness: float) -> bool:
+            planned = self._counted(limit, rate, slowness)
+            return planned.seconds <= AUTO_SECONDS and _needs(planned) <= spare
+
+        if good(active, CERTAIN):
+            return active
+        slowness = self._slowness(active, rate)
+        return max(1, _largest(lambda limit: good(limit, slowness), active))
+
+    def check_memory(self, limit: int) -> None:
+        """Raise MemoryBudgetError, naming what would fit, unless this run does."""
+        planned, spare = self._counted(limit, None), memory.free(self.device)
+        if _needs(planned) <= spare:
+            return
+        fitting = _largest(lambda fewer: _needs(self._counted(fewer, None)) <= spare, limit)
+        advice = (
+            f"expand fewer features: --max-features {fitting} fits"
+            if fitting
+            else "not even the targets alone fit: shorten the prompt, or take the weights out of "
+            "the way with --offload cpu (or disk)"
+        )
+        raise MemoryBudgetError(
+            f"this graph needs about {_needs(planned) / 2**30:.2f} GiB more and "
+            f"{spare / 2**30:.2f} GiB are free; {advice}"
+        )
+
+    def estimate(self, limit: int | None = None, rate: float | None = 0.0) -> Estimate:
+        """Cost of the rows of `limit` features (all where None) and the targets; see `estimate`."""
+        limit = len(self.local.features) if limit is None else limit
+        if rate is None:
+            return self._counted(limit, None)
+        rate = matrix_rate(self.device) if rate == 0.0 else rate
+        return self._counted(limit, rate, self._slowness(limit, rate))
+
+    def _counted(self, limit: int, rate: float | None, slowness: float = 1.0) -> Estimate:
+        counts = self._targets(limit)
+        chunks = list(self._chunks(counts))
+        result = int(float((counts * self._cones).sum()) * self.local.errors.element_size())
+        seconds = 0.0
+        if rate is not None:
+            weight = sum(self._weight(chunk, rate) for chunk in chunks)
+            seconds = self.started + slowness * weight
+        return Estimate(
+            n_positions=self.positions,
+            n_active=len(self.local.features),
+            n_targets=int(counts.sum()),
+            flops=self._flops(counts),
+            seconds=seconds,
+            result_bytes=result,
+            held_bytes=self._held,
+            peak_bytes=self._peak(counts, chunks, result),
+        )
+
+    # What there is to do.
+
+    def _targets(self, limit: int) -> Float[Tensor, "layer position"]:
+        """Targets at each layer (one more for what is read after the last) and position."""
+        counts = torch.zeros(self.layers + 1, self.positions, dtype=torch.float64)
+        left = min(limit, len(self.local.features))
+        for layer in reversed(range(self.layers)):
+            chosen = self.rows.strongest(layer, left)
+            left -= len(chosen)
+            at = self.local.features[chosen, 1]
+            counts[layer] = torch.bincount(at, minlength=self.positions)
+        for direction in self.directions:
+            counts[direction.layer, direction.position] += 1
+        return counts
+
+    @cached_property
+    def _features(self) -> Float[Tensor, "layer position"]:
+        """Active features at each layer and position."""
+        cells = self.local.features[:, 0] * self.positions + self.local.features[:, 1]
+        counts = torch.bincount(cells, minlength=self.layers * self.positions)
+        return counts.view(self.layers, self.positions).double()
+
+    @cached_property
+    def _cones(self) -> Float[Tensor, "layer position"]:
+        """Sources that a target at each layer and position can have."""
+        below = torch.zeros(self.layers + 1, self.positions, dtype=torch.float64)
+        below[1:] = self._features.cumsum(1).cumsum(0)
+        span = torch.arange(1, self.positions + 1)
+        return below + span * torch.arange(1, self.layers + 2)[:, None]
+
+    def _chunks(self, counts: Tensor) -> Iterator[_Chunk]:
+        """The chunks of the run: layer by layer while there is a choice, then all that is left."""
+        rest = self.layers - 1
+        while rest >= 0 and not torch.equal(counts[: rest + 1], self._features[: rest + 1]):
+            here = [_Part(rest, p, int(counts[rest, p])) for p in range(self.positions)]
+            yield from self._packed([part for part in here if part.targets], joined=False)
+            rest -= 1
+        cells = [
+            _Part(layer, position, int(counts[layer, position]))
+            for position in range(self.positions)
+            for layer in reversed(range(rest + 1))
+        ]
+        yield from self._packed(cells, joined=True)
+
+    def _packed(self, parts: list[_Part], joined: bool) -> Iterator[_Chunk]:
+        span = max((part.position + 1 for part in parts), default=1)
+        for together in packed([part.targets for part in parts], columns(self.sweep, span, joined)):
+            yield _Chunk([parts[n]._replace(targets=b - a) for n, a, b in together])
+
+    def _flops(self, counts: Tensor) -> float:
+        """Operations no run can do without, one target at a time."""
+        depth = torch.arange(self.layers + 1)[:, None]
+        span = torch.arange(1, self.positions + 1)
+        attention = (depth - 1).clamp(min=0) * self._attention(span)
+        return float((counts * (attention + 2.0 * self.sweep.width * self._cones)).sum())
+
+    def _attention(self, span: Any) -> Any:
+        """Operations of one attention step of one target over so many positions."""
+        adapter = self.local.adapter
+        heads, wide = adapter.head_dim * adapter.heads, adapter.heads + adapter.kv_heads
+        return 2.0 * self.sweep.width * adapter.head_dim * wide * span + 2.0 * span**2 * heads
+
+    # How long it takes.
+
+    def _weight(self, chunk: _Chunk, rate: float) -> float:
+        """About what a chunk takes: its operations at a rate, and its many small products."""
+        work = 0.0
+        for layer, _, targets in chunk.parts:
+            steps = max(layer - 1, 0) * self._attention(chunk.span)
+            edges = 2.0 * self.sweep.width * float(self._cones[layer, chunk.span - 1])
+            work += targets * (steps + edges)
+        products = (chunk.layer + 1) * (chunk.span + 10 * len(chunk.parts))
+        return work / rate + products * SECONDS_A_STEP
+
+    def _slowness(self, limit: int, rate: float) -> float:
+        """What chunks of the run take over their weight, on this machine now.
+
+        Chunks are tried evenly over the weight of all, each twice: the ratio is then unbiased
+        whatever the weights leave out.
+        """
+        chunks = list(self._chunks(self._targets(limit)))
+        weights = torch.tensor([self._weight(chunk, rate) for chunk in chunks], dtype=torch.float64)
+        if not len(chunks):
+            return 1.0
+        marks = (torch.arange(TRIED) + 0.5) / TRIED * weights.sum()
+        tried = torch.searchsorted(weights.cumsum(0), marks).clamp(max=len(chunks) - 1).tolist()
+        found = {number: self._seconds(chunks[number]) for number in set(tried)}
+        return sum(found[number] / float(weights[number]) for number in tried) / TRIED
+
+    def _seconds(self, chunk: _Chunk) -> float:
+        """Measured time of one chunk, its rows thrown away."""
+        rows = []
+        for layer, position, targets in chunk.parts:
+            cell = self.index.feature_rows(layer, position, position + 1)
+            rows.append(torch.arange(cell.start, min(cell.start + targets, cell.stop)))
+        best = float("inf")
+        for _ in range(2):
+            scratch = Rows(self.sweep, self.directions)
+            with torch.no_grad():
+                clock = _clock(self.device)
+                scratch.expand(scratch.groups(torch.cat(rows)))
+                best = min(best, _clock(self.device) - clock)
+        return best
+
+    # How much room it takes.
+
+    def _peak(self, counts: Tensor, chunks: Sequence[_Chunk], result: int) -> int:
+        """Bytes at the worst moment: of the forward pass, of taking it apart, or of the sweep."""
+        adapter, item = self.local.adapter, self.local.errors.element_size()
+        width, heads = self.sweep.width, adapter.heads + adapter.kv_heads
+        wide = 2 * width + adapter.head_dim * heads
+        room = 0
+        for chunk in chunks:
+            cone = int(self._cones[chunk.layer, chunk.span - 1])
+            moved = max(part.targets for part in chunk.parts) * cone if chunk.layer else 0
+            room = max(room, chunk.targets * (cone + chunk.span * wide) + moved)
+        most = int(counts[: self.layers].sum(1).max())
+        nodes = len(self.index)
+        sweep = (
+            self._held
+            + self._swept
+            + result
+            + item * (room + READ_COPIES * most * width)
+            + NODE_BYTES * nodes
+            + BLOCK_BYTES * int((counts > 0).sum())
+        )
+        apart = self._held + memory.taking_apart(self.local)
+        return max(sweep, memory.forward(adapter, self.positions), apart)
+
+
+READ_COPIES = 4
+"""Copies of a layer's read vectors while they are put together."""
+NODE_BYTES = 12 * 8
+"""Node order, influence and closing terms."""
+BLOCK_BYTES = 2048
+"""A block of rows, its tensors' Python objects and allocator headers."""
+
+
+def _needs(planned: Estimate) -> int:
+    return planned.peak_bytes - planned.held_bytes
+
+
+def _largest(fits: Callable[[int], bool], most: int) -> int:
+    """The largest number up to `most` that fits, 0 where none does; what fits below a fit."""
+    low, high = 0, most + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _clock(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    if device.type == "mps":
+        torch.mps.synchronize()
+    return time.perf_counter()
 
 
 def matrix_rate(device: torch.device, size: int = 512, repeats: int = 4) -> float:
     """Measured float32 matrix-product rate in FLOP/s; takes a few milliseconds."""
-    a = torch.ones(size, size, device=device)
-    best = float("inf")
+    a, best = torch.ones(size, size, device=device), float("inf")
     for _ in range(repeats):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        start = time.perf_counter()
+        start = _clock(device)
         a @ a
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, _clock(device) - start)
     return 2.0 * size**3 / best
-
-
-def chunk_elements(device: torch.device) -> tuple[int, int]:
-    return CHUNK_ELEMENTS["cuda" if device.type == "cuda" else "cpu"]
-
-
-def _free_memory(device: torch.device) -> float:
-    """Bytes that can still be taken, as far as the system says."""
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            fields = dict(line.split(":", 1) for line in file)
-        return float(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return float("inf")
-
-
-def check_memory(planned: Estimate, device: torch.device) -> None:
-    free = _free_memory(device)
-    if planned.peak_bytes > free:
-        fitting = max(1, int(planned.n_targets * free / planned.peak_bytes * 0.8))
-        raise MemoryBudgetError(
-            f"this graph needs about {planned.peak_bytes / 2**30:.1f} GiB and {free / 2**30:.1f} "
-            f"GiB are free; expand fewer features, e.g. --max-features {fitting}"
-        )

@@ -12,11 +12,14 @@ class Target:
     """One output that a graph explains.
 
     Attributes:
-        label: text of the token, or of the direction: `logit( big) − logit( tiny)`.
-        token_id: None for a direction.
+        label: text of the token, of the direction (`logit( big) − logit( tiny)`) or of the
+            feature (`L3#417@5 pre-activation`).
+        token_id: None for directions and features.
         position: where it is read.
-        probability: of the token, None for a direction.
+        probability: of the token, None for directions and features.
         weight: how much it counts in influence and scores; usually the probability.
+        feature: (layer, id) of a feature whose pre-activation it is; None for what is read after
+            the last layer.
     """
 
     label: str
@@ -24,6 +27,13 @@ class Target:
     position: int
     probability: float | None
     weight: float
+    feature: tuple[int, int] | None = None
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any]) -> Target:
+        """From `dataclasses.asdict` after a journey through JSON. TypeError for unknown fields."""
+        feature = values.get("feature")
+        return cls(**{**values, "feature": None if feature is None else _feature(feature)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,3 +82,10 @@ class FeatureNote:
             for name in ("promoted", "suppressed")
         )
         return cls(values["label"], promoted, suppressed)
+
+
+def _feature(key: Any) -> tuple[int, int]:
+    """(layer, id) as JSON holds it. ValueError for anything else."""
+    if not isinstance(key, list | tuple) or [type(part) for part in key] != [int, int]:
+        raise ValueError(f"a target's feature should be (layer, id), not {key!r}")
+    return key[0], key[1]

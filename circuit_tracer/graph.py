@@ -9,7 +9,7 @@ On disk a graph is one safetensors file: tensors, and a JSON header. Nothing in 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import overload
@@ -17,14 +17,15 @@ from typing import overload
 import torch
 
 from circuit_tracer import files, graph_file
+from circuit_tracer.card import Faithfulness
 from circuit_tracer.circuit import Circuit
 from circuit_tracer.edges import EdgeRows
 from circuit_tracer.errors import InputError
 from circuit_tracer.facts import FeatureNote, Provenance, Target
-from circuit_tracer.influence import Scores, cumulative, influence, scores
-from circuit_tracer.nodes import Node, NodeIndex, node_id
+from circuit_tracer.influence import Flow, Scores, cumulative, flow, scores
+from circuit_tracer.nodes import Node, NodeIndex, Place, node_id
 from circuit_tracer.prune import EDGES, NODES, Kept, prune
-from circuit_tracer.shapes import Bool, Float, Tensor
+from circuit_tracer.shapes import Bool, Float, Int, Tensor
 
 __all__ = ["FeatureNote", "Graph", "Provenance", "Target"]
 
@@ -41,6 +42,7 @@ class Graph:
         provenance: where the graph comes from.
         notes: labels and logits of features by (layer, feature); may be filled later.
         timings: seconds by phase of the run that made it; not saved.
+        faithfulness: how far it agrees with its model, where that was measured.
 
     Raises:
         InputError: lengths that do not fit the index.
@@ -54,6 +56,7 @@ class Graph:
     provenance: Provenance
     notes: dict[tuple[int, int], FeatureNote] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
+    faithfulness: Faithfulness | None = None
 
     def __post_init__(self) -> None:
         index = self.edges.index
@@ -68,6 +71,15 @@ class Graph:
                 raise InputError(f"a graph of {wanted} {name} was given {got}")
         if [target.position for target in self.targets] != index.target_positions.tolist():
             raise InputError("the targets are read at other positions than their rows say")
+        known = range(index.n_layers)
+        for target in self.targets:
+            if target.feature is not None and target.feature[0] not in known:
+                raise InputError(f"target {target.label!r} is not in layers 0 to {known[-1]}")
+        for block in self.edges.blocks:
+            for row in block.rows[block.rows >= index.first_target].tolist():
+                feature = self.targets[row - index.first_target].feature
+                if block.layer != index.n_layers and (feature is None or feature[0] != block.layer):
+                    raise InputError("the targets are read at other layers than their rows say")
 
     @property
     def index(self) -> NodeIndex:
@@ -84,23 +96,45 @@ class Graph:
         return torch.tensor([target.weight for target in self.targets], dtype=torch.float64)
 
     @cached_property
+    def flow(self) -> Flow:
+        """What one pass over all rows finds; influence, scores and sizes come from it."""
+        return flow(self.edges, self.weights)
+
+    @property
     def influence(self) -> Float[Tensor, " node"]:
         """(n_nodes,) float64: influence of every node on the targets, w^T B."""
-        return influence(self.edges, self.weights)
+        return self.flow.arriving
 
     @cached_property
     def scores(self) -> Scores:
-        return scores(self.edges, self.weights)
-
-    @cached_property
-    def n_edges(self) -> int:
-        """Edges that are not zero."""
-        return sum(int(block.values.count_nonzero()) for block in self.edges.blocks)
+        return scores(self.edges, self.weights, found=self.flow)
 
     @property
+    def n_edges(self) -> int:
+        """Edges that are not zero."""
+        return self.flow.n_edges
+
+    @cached_property
     def closure_error(self) -> float:
         """Largest |sum of edges + bias terms - value| over all rows; NaN where unknown."""
-        return float(self.edges.residual.abs().max()) if len(self.index) else 0.0
+        edges = self.edges
+        terms = (edges.bias + edges.positional + edges.ignored - edges.value).double()
+        return float((self.flow.signed + terms).abs().max()) if len(self.index) else 0.0
+
+    @property
+    def ignored(self) -> Float[Tensor, " node"]:
+        """(n_nodes,) what features and errors at ignored positions add to each row."""
+        return self.edges.ignored
+
+    @property
+    def ignored_sources(self) -> dict[str, float]:
+        """What features and errors at ignored positions add to each target's value, by node id.
+
+        Together they are one source that is no node: its edges close the rows and pass no
+        influence on. Zero where unknown, in a graph that was read from JSON.
+        """
+        found = self.edges.ignored[self.index.first_target :].tolist()
+        return dict(zip(self._target_rows, found, strict=True))
 
     @cached_property
     def expanded(self) -> Bool[Tensor, " node"]:
@@ -156,6 +190,8 @@ class Graph:
             "provenance": asdict(self.provenance),
             "notes": [[*key, asdict(note)] for key, note in self.notes.items()],
         }
+        if self.faithfulness is not None:
+            header["faithfulness"] = self.faithfulness.to_plain()
         graph_file.write(path, self.edges, self.activations, header)
 
     @classmethod
@@ -167,11 +203,12 @@ class Graph:
             GraphFileError: it is damaged, newer than this version, or something else.
         """
         edges, activations, header = graph_file.read(path)
+        card = header.get("faithfulness")
         try:
             return cls(
                 edges,
                 activations,
-                tuple(Target(**target) for target in header["targets"]),
+                tuple(Target.from_plain(target) for target in header["targets"]),
                 tuple(header["tokens"]),
                 tuple(header["token_ids"]),
                 Provenance.from_plain(header["provenance"]),
@@ -179,6 +216,7 @@ class Graph:
                     (layer, feature): FeatureNote.from_plain(note)
                     for layer, feature, note in header["notes"]
                 },
+                faithfulness=None if card is None else Faithfulness.from_plain(card),
             )
         except (InputError, KeyError, TypeError, ValueError) as error:
             raise graph_file.damaged(path, error) from error
@@ -218,6 +256,7 @@ class Graph:
                     "provenance": asdict(self.provenance),
                     "token_ids": list(self.token_ids),
                     "target_weights": [target.weight for target in self.targets],
+                    "target_features": [target.feature for target in self.targets],
                 },
             ),
         )
@@ -251,33 +290,19 @@ class Graph:
 
     def _circuit(self, kept: Kept) -> Circuit:
         """The circuit of what pruning kept."""
-        index, pieces = self.index, []
-        for block, (row, column) in zip(self.edges.blocks, kept.edges, strict=True):
-            if len(row):
-                used, place = row.unique(return_inverse=True)
-                sums = block.values[used].double().abs().sum(1)
-                weight = block.values[row, column]
-                share = weight.double().abs() / sums[place]
-                sources = self.edges.columns(block)[column]
-                pieces.append((block.rows[row], sources, weight, share))
-        empty = torch.empty(0, dtype=torch.long)
-        targets, sources, weights, shares = (
-            (torch.cat(piece) for piece in zip(*pieces, strict=True))
-            if pieces
-            else (empty, empty, empty.float(), empty.double())
-        )
-        order = (targets * len(index) + sources).argsort()
+        index = self.index
+        targets, sources, weights = kept.edges
         renumber = kept.nodes.cumsum(0) - 1
-        nodes = tuple(self.nodes[row] for row in kept.nodes.nonzero()[:, 0].tolist())
+        shares = weights.double().abs() / self.flow.absolute.index_select(0, targets)
         return Circuit(
-            nodes=nodes,
-            sources=renumber[sources[order]],
-            targets=renumber[targets[order]],
-            weights=weights[order],
-            shares=shares[order],
+            nodes=self._described(kept.nodes.nonzero()[:, 0]),
+            sources=renumber[sources],
+            targets=renumber[targets],
+            weights=weights,
+            shares=shares,
             tokens=self.tokens,
             provenance=self.provenance,
-            scores=scores(self.edges, self.weights, kept.edges),
+            scores=scores(self.edges, self.weights, kept.edges, self.flow),
             graph_scores=self.scores,
             closure_error=self.closure_error,
             target_weights=dict(
@@ -297,6 +322,7 @@ class Graph:
             n_all_edges=self.n_edges,
             n_layers=index.n_layers,
             notes=self.notes,
+            ignored=self.ignored_sources,
         )
 
     @cached_property
@@ -335,14 +361,23 @@ class Graph:
             return index.error_row(layer, position)
         return index.feature_row(layer, position, feature)
 
-    def _node(self, row: int) -> Node:
-        kind, layer, position, feature = self.index.locate(row)
-        token, activation, probability = self.tokens[position], None, None
+    def _described(self, rows: Int[Tensor, " some"]) -> tuple[Node, ...]:
+        activations = iter(self.activations[rows[rows < self.index.n_features]].tolist())
+        return tuple(
+            self._node(place, influence, next(activations) if place[0] == "feature" else None)
+            for place, influence in zip(
+                self.index.locate_all(rows), self.influence[rows].tolist(), strict=True
+            )
+        )
+
+    def _node(self, place: Place, influence: float, activation: float | None) -> Node:
+        kind, layer, position, feature = place
+        token, probability = self.tokens[position], None
         if kind == "feature":
-            value = float(self.activations[row])
-            activation = None if value != value else value
-            label = self.notes.get((layer, feature), FeatureNote()).label
-            label = label or f"L{layer}#{feature}"
+            if activation != activation:
+                activation = None
+            note = self.notes.get((layer, feature))
+            label = note.label if note is not None and note.label else f"L{layer}#{feature}"
         elif kind == "error":
             label = f"error L{layer} @{position}"
         elif kind == "embedding":
@@ -359,7 +394,7 @@ class Graph:
             feature=feature,
             token=token,
             activation=activation,
-            influence=float(self.influence[row]),
+            influence=influence,
             label=label,
             probability=probability,
         )
@@ -380,8 +415,11 @@ class Nodes(Sequence[Node]):
     def __getitem__(self, place: slice) -> tuple[Node, ...]: ...
     def __getitem__(self, place: int | slice) -> Node | tuple[Node, ...]:
         if isinstance(place, slice):
-            return tuple(self._graph._node(row) for row in range(len(self))[place])
-        return self._graph._node(range(len(self))[place])
+            return self._graph._described(torch.tensor(range(len(self))[place], dtype=torch.long))
+        return self._graph._described(torch.tensor([range(len(self))[place]]))[0]
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self[:])
 
     def __repr__(self) -> str:
         return f"<{len(self):,} nodes>"

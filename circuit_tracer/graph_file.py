@@ -188,7 +188,9 @@ def _blocks(index: NodeIndex, tensors: dict[str, Tensor]) -> tuple[RowBlock, ...
     blocks, start = [], 0
     for (layer, position, _), mine in zip(table, rows.split(counts), strict=True):
         if not bool(
-            ((index.layers[mine] == layer) & (index.positions[mine] == position)).all()
+            0 <= layer <= index.n_layers
+            and ((index.layers[mine] == layer) | (mine >= index.first_target)).all()
+            and (index.positions[mine] == position).all()
             and (mine[1:] > mine[:-1]).all()
             and ((mine < index.first_error) | (mine >= index.first_target)).all()
         ):

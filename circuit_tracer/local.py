@@ -8,9 +8,11 @@ logits, and between two of its sites everything is linear: `attribute` reads edg
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
+from circuit_kernels.choice import Choice
 from circuit_tracer.forward import Forward
 from circuit_tracer.models.adapter import Adapter
 from circuit_tracer.nodes import NodeIndex
@@ -34,6 +36,9 @@ class Local:
         attention_constants: (L, P, d_model) likewise for the attention site.
         patterns: a layer, (heads, P, P) pattern with both norms' scales folded in.
         ignored_positions: as asked.
+
+    Where the forward pass is `owned`, scales are folded into its own patterns, which can be most of
+    what there is in memory: `forward.patterns` is empty afterwards.
     """
 
     def __init__(
@@ -42,24 +47,26 @@ class Local:
         transcoders: TranscoderSet,
         forward: Forward,
         ignored: Sequence[int] = (0,),
+        owned: bool = False,
+        kernels: Choice = "auto",
     ):
         self.adapter, self.transcoders, self.forward = adapter, transcoders, forward
         self.ignored_positions = tuple(sorted(set(ignored)))
         self.n_layers, self.n_positions = adapter.n_layers, len(forward.token_ids)
         self._writes: dict[tuple[int, int], Tensor] = {}
-        self._encode()
+        self._encode(kernels)
         self._split_outputs()
-        self._freeze_attention()
+        self._freeze_attention(owned)
 
-    def _encode(self) -> None:
+    def _encode(self, kernels: Choice) -> None:
         """Active features of every layer, but for those at ignored positions."""
         kept = torch.ones(self.n_positions, dtype=torch.bool)
         kept[[p for p in self.ignored_positions if p < self.n_positions]] = False
         self.kept_positions = kept
         cells, values = [], []
         for layer, x in enumerate(self.forward.mlp_inputs):
-            found, value = self.transcoders.encode(layer, x)
-            found, value = found.cpu(), value
+            found, value = self.transcoders.encode(layer, x, kernels)
+            found = found.cpu()
             wanted = kept[found[:, 0]]
             layers = torch.full((int(wanted.sum()), 1), layer)
             cells.append(torch.cat([layers, found[wanted]], dim=1))
@@ -112,7 +119,7 @@ class Local:
             for source in self.transcoders.writers(layer):
                 rows = self.index.feature_rows(source)
                 positions = self.features[rows.start : rows.stop, 1].to(missing.device)
-                missing.index_add_(0, positions, -self.writes(source, layer))
+                missing.index_add_(0, positions, self.writes(source, layer), alpha=-1)
             self.errors[layer] = torch.where(kept, missing, 0)
             self.ignored[layer] = torch.where(kept, 0, missing)
             self.constants[layer] = self._to_residual(layer, bias, everywhere)
@@ -120,7 +127,7 @@ class Local:
             if self.transcoders.write == "mlp.hook_out" and norm is not None:
                 self.constants[layer] += 0 if norm.bias is None else norm.bias
 
-    def _freeze_attention(self) -> None:
+    def _freeze_attention(self, owned: bool) -> None:
         """Patterns with the norms' scales folded in, and what attention adds whatever it reads."""
         scales, patterns, constants = self.forward.scales, [], []
         for layer, block in enumerate(self.adapter.blocks):
@@ -136,10 +143,16 @@ class Local:
             if (post := block.post_attention_norm) is not None and post.bias is not None:
                 constant = constant + post.bias
             constants.append(constant)
+            if not owned and (block.attention_norm or block.post_attention_norm) is not None:
+                pattern = pattern.clone()
             if block.attention_norm is not None:
-                pattern = pattern * scales["attention_norm"][layer]
-            patterns.append(pattern * after[:, None])
+                pattern *= scales["attention_norm"][layer]
+            if block.post_attention_norm is not None:
+                pattern *= after[:, None]
+            patterns.append(pattern)
         self.patterns = tuple(patterns)
+        if owned:
+            self.forward = replace(self.forward, patterns=())
         self.attention_constants = torch.stack(constants)
 
     def read_vectors(
@@ -155,25 +168,8 @@ class Local:
             (vectors in the residual stream, bias terms, pre-activations), such that
             pre = vector · residual + bias.
         """
-        part = self.features[rows]
-        positions, ids = part[:, 1], part[:, 2]
-        encoder, bias = self.transcoders.encoder_rows(layer, ids, self.adapter.dtype)
-        encoder, bias = encoder.to(self.errors.device), bias.to(self.errors.device)
-        pre = (encoder * self.forward.mlp_inputs[layer][positions]).sum(1) + bias
-        return *self._from_read_site(layer, encoder, positions, bias), pre
-
-    def _from_read_site(
-        self, layer: int, vectors: Tensor, positions: Tensor, bias: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        norm = self.adapter.blocks[layer].mlp_norm
-        if self.transcoders.read == "hook_resid_mid" or norm is None:
-            return vectors, bias
-        if self.transcoders.read == "mlp.hook_in":
-            if norm.bias is not None:
-                bias = bias + vectors @ norm.bias
-            vectors = vectors * norm.weight
-        scale = self.forward.scales["mlp_norm"][layer][positions]
-        return norm.centre(vectors) * scale[:, None], bias
+        positions, ids = self.features[rows][:, 1:].T
+        return feature_reads(self.adapter, self.transcoders, self.forward, layer, positions, ids)
 
     def skip_map(self, layer: int) -> Float[Tensor, "d_model d_model"] | None:
         """The frozen skip connection without its norms' scales (`skip_scale`): residual before the
@@ -210,3 +206,30 @@ class Local:
             return torch.zeros_like(self.constants[layer])
         added = (weights.skip.to(self.errors) @ norm.bias).expand_as(self.constants[layer])
         return self._to_residual(layer, added, torch.arange(self.n_positions))
+
+
+def feature_reads(
+    adapter: Adapter,
+    transcoders: TranscoderSet,
+    forward: Forward,
+    layer: int,
+    positions: Int[Tensor, " target"],
+    ids: Int[Tensor, " target"],
+) -> tuple[Float[Tensor, "target d_model"], Float[Tensor, " target"], Float[Tensor, " target"]]:
+    """How features of a layer, active or not, read the residual stream before their MLP.
+
+    Returns:
+        (vectors in the residual stream, bias terms, pre-activations), as `Local.read_vectors`.
+    """
+    x = forward.mlp_inputs[layer][positions]
+    encoder, bias = transcoders.read_rows(layer, ids, x)
+    pre = (encoder * x).sum(1) + bias
+    norm = adapter.blocks[layer].mlp_norm
+    if transcoders.read == "hook_resid_mid" or norm is None:
+        return encoder, bias, pre
+    if transcoders.read == "mlp.hook_in":
+        if norm.bias is not None:
+            bias = bias + encoder @ norm.bias
+        encoder = encoder * norm.weight
+    scale = forward.scales["mlp_norm"][layer][positions]
+    return norm.centre(encoder) * scale[:, None], bias, pre

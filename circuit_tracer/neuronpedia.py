@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -246,9 +246,10 @@ def _reading(found: Document) -> Reading:
         if place[0] == "embedding":
             token_ids[place[2]] = _id_part(node)
     targets = [_target(node) for node in logits]
-    weights = settings.get("target_weights")
-    if isinstance(weights, list) and len(weights) == len(targets):
-        targets = [_weighted(target, w) for target, w in zip(targets, weights, strict=True)]
+    for name, known in (("target_weights", _weighted), ("target_features", _featured)):
+        values = settings.get(name)
+        if isinstance(values, list) and len(values) == len(targets):
+            targets = [known(target, value) for target, value in zip(targets, values, strict=True)]
     index = NodeIndex(
         torch.tensor([key for key, _, _ in features], dtype=torch.long).reshape(-1, 3),
         n_layers,
@@ -380,7 +381,11 @@ def _target(node: JsonNode) -> Target:
 def _weighted(target: Target, weight: Any) -> Target:
     if not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
         raise ValueError(f"generation_settings.target_weights holds {weight!r}")
-    return Target(target.label, target.token_id, target.position, target.probability, float(weight))
+    return replace(target, weight=float(weight))
+
+
+def _featured(target: Target, feature: Any) -> Target:
+    return Target.from_plain(asdict(target) | {"feature": feature})
 
 
 def _known(values: Any) -> dict[str, Any]:

@@ -17,11 +17,12 @@ gradients: only embeddings lie below it, and those few are carried up through it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
+from circuit_kernels.choice import Choice, kernel
 from circuit_tracer.edges import RowBlock
 from circuit_tracer.local import Local
 from circuit_tracer.nodes import NodeIndex
@@ -35,17 +36,27 @@ class Group:
     """Targets that share a site: rows of the graph, and how they read the residual stream there.
 
     Attributes:
+        layer: their layer: they read before its MLP, the residual stream's end for `n_layers`.
         position: where they read.
         rows: (targets,) node rows.
         reads: (targets, d_model) read vectors.
         bias, value: (targets,) their own bias term, and the value the row must add up to.
+        before_attention: they read before their layer's attention instead.
     """
 
+    layer: int
     position: int
     rows: Int[Tensor, " target"]
     reads: Float[Tensor, "target d_model"]
     bias: Float[Tensor, " target"]
     value: Float[Tensor, " target"]
+    before_attention: bool = False
+
+    def part(self, which: slice) -> Group:
+        """Some of these targets."""
+        tensors = (self.rows, self.reads, self.bias, self.value)
+        rows, reads, bias, value = (tensor[which] for tensor in tensors)
+        return replace(self, rows=rows, reads=reads, bias=bias, value=value)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,11 +76,17 @@ class Sweep:
     Args:
         local: the prompt.
         index: node order of the graph being made, targets included.
-        edge_rows: the edge-rows kernel.
+        kernels: "auto", "reference" or "triton".
+
+    Raises:
+        ValueError: kernels that cannot run here.
     """
 
-    def __init__(self, local: Local, index: NodeIndex, edge_rows: Callable[..., None]):
-        self.local, self.index, self.edge_rows = local, index, edge_rows
+    def __init__(self, local: Local, index: NodeIndex, kernels: Choice = "auto"):
+        self.local, self.index = local, index
+        device = local.errors.device
+        self.edge_rows = kernel("edge_rows", kernels, device)
+        self.attention_mix = kernel("attention_mix", kernels, device)
         self.adapter = local.adapter
         self.layers, self.width = local.n_layers, local.adapter.d_model
         self.groups = self.adapter.heads // self.adapter.kv_heads
@@ -117,34 +134,74 @@ class Sweep:
         read = torch.einsum("skd,dhc->skhc", x, self.adapter.blocks[layer].value)
         return read.repeat_interleave(self.groups, dim=2)
 
-    def rows(self, layer: int, groups: Sequence[Group]) -> tuple[list[RowBlock], Terms]:
-        """Edge rows of the targets of one layer (`n_layers` for logits), positions ascending."""
-        chunk = _Chunk(self, layer, groups)
-        if layer == self.layers or self.parallel:
-            chunk.from_above(layer - 1)
-        else:
-            chunk.attention_constant_at_points(layer)
-            chunk.from_attention(layer)
+    def rows(self, groups: Sequence[Group]) -> tuple[list[RowBlock], Terms]:
+        """Edge rows of some targets: by falling layer, rising position within a layer."""
+        chunk = _Chunk(self, groups)
+        chunk.descend()
         return chunk.blocks(), chunk.terms()
+
+    def entry(self, group: Group) -> tuple[int, bool]:
+        """The first block whose attention lies below a group, and whether its MLP does too."""
+        whole = self.parallel or group.before_attention or group.layer == self.layers
+        return group.layer - whole, whole
 
 
 class _Chunk:
-    """A few groups of one layer, on their way down together."""
+    """A few groups on their way down together: each joins where it reads.
 
-    def __init__(self, sweep: Sweep, layer: int, groups: Sequence[Group]):
-        self.sweep, self.layer, self.groups = sweep, layer, groups
+    Columns of `out` and of the gradient are targets, in the order of the groups; those that have
+    joined are always the first ones.
+    """
+
+    def __init__(self, sweep: Sweep, groups: Sequence[Group]):
+        self.sweep, self.groups = sweep, groups
         self.local, self.adapter = sweep.local, sweep.adapter
-        self.span = groups[-1].position + 1
+        self.layer = max(group.layer for group in groups)
+        self.span = max(group.position for group in groups) + 1
         sizes = torch.tensor([0, *(len(group.rows) for group in groups)]).cumsum(0).tolist()
         self.slices = [slice(a, b) for a, b in zip(sizes, sizes[1:], strict=False)]
-        self.targets = sizes[-1]
-        self.columns = sweep.index.cone(layer, groups[-1].position)
-        self.out = sweep.buffer("out", len(self.columns), self.targets).zero_()
+        self.targets = 0
+        self.columns = sweep.index.cone(self.layer, self.span - 1)
+        self.all_out = sweep.buffer("out", len(self.columns), sizes[-1]).zero_()
+        self.all_gradients = sweep.buffer("gradient", self.span, sweep.width, sizes[-1])
         self.points = [group.reads.T for group in groups]
-        self.gradient: Tensor
         self.past = [torch.zeros_like(point) for point in self.points] if sweep.parallel else []
         self.beside: Tensor | None = None
-        self.sums = self.out.new_zeros(3, self.targets)  # bias, ignored, positional
+        self.all_sums = self.all_out.new_zeros(3, sizes[-1])  # bias, ignored, positional
+
+    @property
+    def out(self) -> Tensor:
+        return self.all_out[:, : self.targets]
+
+    @property
+    def sums(self) -> Tensor:
+        return self.all_sums[:, : self.targets]
+
+    @property
+    def gradient(self) -> Float[Tensor, "position d_model target"]:
+        """Of the targets that have joined, above the site that comes next."""
+        return self.all_gradients[:, :, : self.targets]
+
+    def descend(self) -> None:
+        """All the way down, block by block."""
+        entries = [self.sweep.entry(group) for group in self.groups]
+        up = self.sweep.carries_up
+        for layer in reversed(range(entries[0][0] + 1)):
+            joining = [number for number, entry in enumerate(entries) if entry[0] == layer]
+            if self.targets:
+                self.mlp(layer)
+            for number in joining:
+                if entries[number][1]:
+                    self.mlp_at_point(layer, number)
+                if not (entries[number][1] and self.sweep.fused):
+                    self.attention_constant_at_point(layer, number)
+            if layer == 0 and up:
+                break
+            if self.targets:
+                self.attention(layer)
+            for number in joining:
+                self.attention_from_point(layer, number)
+        self.embeddings(entries)
 
     def _feature_slice(self, layer: int, first: int = 0, stop: int | None = None) -> slice:
         """Where the features of a layer stand in `out`."""
@@ -162,121 +219,78 @@ class _Chunk:
 
     @property
     def _embedding_rows(self) -> Tensor:
-        return self.out[len(self.out) - self.span :]
-
-    def from_above(self, layer: int) -> None:
-        """All the way down for targets that read the residual stream after block `layer`."""
-        if layer < 0:
-            self.embeddings_below_points()
-            return
-        self.mlp_at_points(layer)
-        if not self.sweep.fused:
-            self.attention_constant_at_points(layer)
-        self.from_attention(layer)
-
-    def from_attention(self, layer: int) -> None:
-        """All the way down from above the attention of block `layer`."""
-        up = self.sweep.carries_up
-        if layer == 0 and up:
-            self.embeddings_at_points()
-            return
-        self.attention_from_points(layer)
-        for below in reversed(range(layer)):
-            self.mlp(below)
-            if below > 0 or not up:
-                self.attention(below)
-        if up:
-            self.embeddings_through_attention()
-        else:
-            self.embeddings()
+        return self.all_out[len(self.all_out) - self.span :]
 
     # At the points where the targets read.
 
-    def mlp_at_points(self, layer: int) -> None:
-        """Edges to the sources of one layer at each target's own position."""
-        local = self.local
-        skip = self.sweep.skips[layer]
-        for number, (group, part) in enumerate(zip(self.groups, self.slices, strict=True)):
-            p, point = group.position, self.points[number]
-            for source in local.transcoders.writers(layer):
-                rows = self.sweep.index.feature_rows(source, p, p + 1)
-                first = self.sweep.index.feature_rows(source).start
-                writes = local.writes(source, layer)[rows.start - first : rows.stop - first]
-                self.out[self._feature_slice(source, p, p + 1), part] += writes @ point
-            self.out[self._error_slice(layer)][p, part] += local.errors[layer, p] @ point
-            self.sums[:2, part] += self.sweep.terms[layer, :, p] @ point
-            if skip is not None:
-                self.sums[0, part] += local.skip_constant(layer)[p] @ point
-                through = local.skip_scale(layer)[p] * (skip.T @ point)
-                if self.sweep.parallel:
-                    self.past[number] = through
-                else:
-                    self.points[number] = point + through
+    def mlp_at_point(self, layer: int, number: int) -> None:
+        """Edges to the sources of one layer at a group's own position."""
+        local, part = self.local, self.slices[number]
+        p, point = self.groups[number].position, self.points[number]
+        for source in local.transcoders.writers(layer):
+            rows = self.sweep.index.feature_rows(source, p, p + 1)
+            first = self.sweep.index.feature_rows(source).start
+            writes = local.writes(source, layer)[rows.start - first : rows.stop - first]
+            self.all_out[self._feature_slice(source, p, p + 1), part] += writes @ point
+        self.all_out[self._error_slice(layer)][p, part] += local.errors[layer, p] @ point
+        self.all_sums[:2, part] += self.sweep.terms[layer, :, p] @ point
+        if (skip := self.sweep.skips[layer]) is not None:
+            self.all_sums[0, part] += local.skip_constant(layer)[p] @ point
+            through = local.skip_scale(layer)[p] * (skip.T @ point)
+            if self.sweep.parallel:
+                self.past[number] = through
+            else:
+                self.points[number] = point + through
 
-    def attention_constant_at_points(self, layer: int) -> None:
-        for group, part, point in zip(self.groups, self.slices, self.points, strict=True):
-            self.sums[0, part] += self.local.attention_constants[layer, group.position] @ point
+    def attention_constant_at_point(self, layer: int, number: int) -> None:
+        constant = self.local.attention_constants[layer, self.groups[number].position]
+        self.all_sums[0, self.slices[number]] += constant @ self.points[number]
 
-    def attention_from_points(self, layer: int) -> None:
+    def attention_from_point(self, layer: int, number: int) -> None:
         """First attention step: from one position a target to all positions up to it."""
         (output, value), pattern = self.sweep.weights(layer), self.local.patterns[layer]
         heads, kv, size = self.adapter.heads, self.adapter.kv_heads, self.adapter.head_dim
         value = value.view(-1, kv, 1, size).permute(1, 2, 0, 3)
-        shape = (self.span, self.sweep.width, self.targets)
-        self.gradient = self.sweep.buffer("gradient", *shape)
-        if len(self.groups) > 1:
-            self.gradient.zero_()
-        for number, (group, part) in enumerate(zip(self.groups, self.slices, strict=True)):
-            p, point = group.position, self.points[number]
-            read = (output @ point).view(kv, self.sweep.groups, size, -1)
-            read = torch.matmul(value, read).view(heads, -1)
-            weights = pattern[:, p, : p + 1].T
-            if len(self.groups) == 1:
-                torch.mm(weights, read, out=self.gradient.view(self.span, -1))
-            else:
-                spread = (weights @ read).view(p + 1, *point.shape)
-                self.gradient[: p + 1, :, part] = spread
-            self.gradient[p, :, part] += point + self.past[number] if self.past else point
-
-    def embeddings_at_points(self) -> None:
-        """Edges to embeddings of targets that sit right above the attention of layer 0."""
-        for group, part, point in zip(self.groups, self.slices, self.points, strict=True):
-            p = group.position
-            self._embedding_rows[: p + 1, part] += self.sweep.embedded[p, : p + 1] @ point
-            self.sums[2, part] += self.sweep.placed[p] @ point
-
-    def embeddings_below_points(self) -> None:
-        """Edges to embeddings of targets that read the embeddings themselves."""
-        forward = self.local.forward
-        for group, part, point in zip(self.groups, self.slices, self.points, strict=True):
-            self._embedding_rows[group.position, part] += forward.tokens[group.position] @ point
-            self.sums[2, part] += forward.positional[group.position] @ point
+        p, point = self.groups[number].position, self.points[number]
+        read = (output @ point).view(kv, self.sweep.groups, size, -1)
+        read = torch.matmul(value, read).view(heads, -1)
+        weights = pattern[:, p, : p + 1].T
+        into = self.all_gradients[:, :, self.slices[number]]
+        if into.is_contiguous():
+            torch.mm(weights, read, out=into[: p + 1].view(p + 1, -1))
+        else:
+            into[: p + 1] = (weights @ read).view(p + 1, *point.shape)
+        into[p + 1 :] = 0
+        into[p] += point + self.past[number] if self.past else point
+        self.targets = self.slices[number].stop
 
     # At every position.
 
     def mlp(self, layer: int) -> None:
         """Edges to the sources of one layer, and through its skip."""
-        local, gradient = self.local, self.gradient
+        local, gradient, out = self.local, self.gradient, self.out
         for source in local.transcoders.writers(layer):
             starts = self.sweep.starts[source][: self.span + 1]
             writes = local.writes(source, layer)[: starts[-1]]
-            self.sweep.edge_rows(gradient, writes, starts, self.out[self._feature_slice(source)])
-        errors = local.errors[layer, : self.span, None]
-        self.out[self._error_slice(layer)] += torch.bmm(errors, gradient)[:, 0]
-        terms = self.sweep.terms[layer, :, : self.span].reshape(2, -1)
-        self.sums[:2] += terms @ gradient.reshape(-1, self.targets)
+            self.sweep.edge_rows(gradient, writes, starts, out[self._feature_slice(source)])
+        sites = torch.stack([local.errors[layer], *self.sweep.terms[layer]], dim=1)[: self.span]
+        found = torch.bmm(sites, gradient)
+        out[self._error_slice(layer)] += found[:, 0]
+        self.sums[:2] += found[:, 1:].sum(0)
         if (skip := self.sweep.skips[layer]) is not None:
-            added = local.skip_constant(layer)[: self.span].reshape(-1)
-            self.sums[0] += added @ gradient.reshape(-1, self.targets)
+            self._add_constant(local.skip_constant(layer))
             scale = local.skip_scale(layer)[: self.span, None, None]
             through = scale * torch.matmul(skip.T, gradient)
             if self.sweep.parallel:
                 self.beside = through
             else:
-                gradient += through
+                gradient.add_(through)
         if not self.sweep.fused:
-            constant = local.attention_constants[layer, : self.span].reshape(-1)
-            self.sums[0] += constant @ gradient.reshape(-1, self.targets)
+            self._add_constant(local.attention_constants[layer])
+
+    def _add_constant(self, vectors: Float[Tensor, "position d_model"]) -> None:
+        """What these vectors add to every target, as part of its bias term."""
+        self.sums[0] += torch.bmm(vectors[: self.span, None], self.gradient)[:, 0].sum(0)
 
     def attention(self, layer: int) -> None:
         """One frozen attention step, in place: three matrix products."""
@@ -285,35 +299,42 @@ class _Chunk:
         size = self.adapter.head_dim
         read = self.sweep.buffer("heads", span, heads * size, targets)
         torch.bmm(output.expand(span, -1, -1), self.gradient, out=read)
-        by_head = read.view(span, kv, self.sweep.groups, size * targets)
         mixed = self.sweep.buffer("mixed", span, kv, size * targets)
-        pattern = self.local.patterns[layer][:, :span, :span].transpose(1, 2)
-        pattern = pattern.view(kv, self.sweep.groups, *pattern.shape[1:])
-        for member in range(self.sweep.groups):
-            part = by_head[:, :, member].transpose(0, 1)
-            into = mixed.transpose(0, 1)
-            torch.baddbmm(into, pattern[:, member], part, beta=float(member > 0), out=into)
+        self.sweep.attention_mix(read.view(span, heads, -1), self.local.patterns[layer], mixed)
         flat = mixed.view(span, kv * size, targets)
         self.gradient.baddbmm_(value.expand(span, -1, -1), flat)
         if self.beside is not None:
-            self.gradient += self.beside
+            self.gradient.add_(self.beside)
             self.beside = None
 
-    def embeddings_through_attention(self) -> None:
-        """Edges to embeddings from above the attention of layer 0, which they were carried up."""
-        below = self._embedding_rows
-        for position in range(self.span):
-            carried = self.sweep.embedded[position, : position + 1]
-            below[: position + 1].addmm_(carried, self.gradient[position])
-        placed = self.sweep.placed[: self.span].reshape(-1)
-        self.sums[2] += placed @ self.gradient.reshape(-1, self.targets)
+    def embeddings(self, entries: Sequence[tuple[int, bool]]) -> None:
+        """Edges to embeddings, which may have been carried up through the attention of layer 0."""
+        sweep, below = self.sweep, self._embedding_rows
+        tokens, placed = self.local.forward.tokens, self.local.forward.positional
+        if self.targets and sweep.carries_up:
+            placed = sweep.placed
+            for position in range(self.span):
+                carried = sweep.embedded[position, : position + 1]
+                below[: position + 1, : self.targets].addmm_(carried, self.gradient[position])
+        elif self.targets:
+            below[:, : self.targets] += torch.bmm(tokens[: self.span, None], self.gradient)[:, 0]
+        if self.targets:
+            at = torch.bmm(placed[: self.span, None], self.gradient)
+            self.sums[2] += at[:, 0].sum(0)
+        for number in range(len(self.groups)):
+            if self.slices[number].stop > self.targets:
+                self.embeddings_at_point(number, above_attention=entries[number][0] == 0)
 
-    def embeddings(self) -> None:
-        """Edges to embeddings from below the attention of layer 0."""
-        tokens = self.local.forward.tokens[: self.span, None]
-        self._embedding_rows.add_(torch.bmm(tokens, self.gradient)[:, 0])
-        positional = self.local.forward.positional[: self.span].reshape(-1)
-        self.sums[2] += positional @ self.gradient.reshape(-1, self.targets)
+    def embeddings_at_point(self, number: int, above_attention: bool) -> None:
+        """Edges to embeddings of targets that sit right above them, or above attention 0."""
+        forward, sweep, part = self.local.forward, self.sweep, self.slices[number]
+        p, point = self.groups[number].position, self.points[number]
+        if above_attention:
+            self._embedding_rows[: p + 1, part] += sweep.embedded[p, : p + 1] @ point
+            self.all_sums[2, part] += sweep.placed[p] @ point
+        else:
+            self._embedding_rows[p, part] += forward.tokens[p] @ point
+            self.all_sums[2, part] += forward.positional[p] @ point
 
     # What came of it.
 
@@ -321,20 +342,22 @@ class _Chunk:
         """One block a group, each over its own cone."""
         blocks = []
         positions = self.sweep.index.positions[self.columns]
+        layers = self.sweep.index.layers[self.columns]
         for group, part in zip(self.groups, self.slices, strict=True):
-            values = self.out[:, part]
-            if group.position + 1 < self.span:
-                values = values[(positions <= group.position).to(values.device)]
+            values = self.all_out[:, part]
+            if group.position + 1 < self.span or group.layer < self.layer:
+                own = (positions <= group.position) & (layers < group.layer)
+                values = values[own.to(values.device)]
             values = values.T.clone(memory_format=torch.contiguous_format).cpu()
-            blocks.append(RowBlock(self.layer, group.position, group.rows, values))
+            blocks.append(RowBlock(group.layer, group.position, group.rows, values))
         return blocks
 
     def terms(self) -> Terms:
-        bias = torch.cat([group.bias for group in self.groups]) + self.sums[0]
+        bias = torch.cat([group.bias for group in self.groups]) + self.all_sums[0]
         return Terms(
             rows=torch.cat([group.rows for group in self.groups]),
             bias=bias.cpu(),
-            positional=self.sums[2].cpu(),
-            ignored=self.sums[1].cpu(),
+            positional=self.all_sums[2].cpu(),
+            ignored=self.all_sums[1].cpu(),
             value=torch.cat([group.value for group in self.groups]).cpu(),
         )

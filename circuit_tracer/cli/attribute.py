@@ -14,6 +14,7 @@ import click
 
 from circuit_tracer.cli import destinations, options, progress
 from circuit_tracer.cli.task import Task
+from circuit_tracer.cli.trace import check_targets, targets
 from circuit_tracer.errors import InputError
 
 DTYPES = ["float32", "bfloat16", "float16", "fp32", "bf16", "fp16"]
@@ -80,13 +81,18 @@ LONG_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
     default=0.98,
     help="Of the pruned JSON.",
 )
+@options.targets
 @click.option("--dtype", type=click.Choice(DTYPES), default="float32", help="Of the weights.")
 @click.option("--offload", type=click.Choice(["cpu", "disk"]), help="Changes nothing here.")
 @click.option("--device", default="auto", help="Where to run.")
 @click.option("--verbose", is_flag=True, help="Show progress.")
 @options.debug
 def attribute(**given: Any) -> None:
-    """Attribute a prompt with the option names of the reference tool."""
+    """Attribute a prompt with the option names of the reference tool.
+
+    --target, --target-difference, --target-feature, --position and --answer are those of `trace`.
+    """
+    check_targets(given)
     graph_path, json_path = outputs(given)
     destinations.check(graph_path, json_path)
     with progress.bar(quiet=not given["verbose"]) as report:
@@ -134,6 +140,7 @@ def attributed(given: dict[str, Any], report: progress.Report) -> Any:
     return ct.trace(
         given["prompt"],
         model,
+        **targets(given),
         max_features=given["max_feature_nodes"],
         max_logits=given["max_n_logits"],
         logit_probability=given["desired_logit_prob"],

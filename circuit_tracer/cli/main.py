@@ -5,8 +5,13 @@ from __future__ import annotations
 import click
 
 from circuit_tracer.cli.attribute import attribute
+from circuit_tracer.cli.check import check
+from circuit_tracer.cli.compare import compare
 from circuit_tracer.cli.convert import convert
 from circuit_tracer.cli.doctor import doctor
+from circuit_tracer.cli.intervene import intervene
+from circuit_tracer.cli.models import models
+from circuit_tracer.cli.steer import steer
 from circuit_tracer.cli.trace import trace
 
 __all__ = ["main", "trace"]
@@ -24,5 +29,5 @@ def main() -> None:
     """Trace how a language model arrives at its next token."""
 
 
-for command in (trace, attribute, convert, doctor):
+for command in (trace, attribute, check, compare, convert, doctor, models, intervene, steer):
     main.add_command(command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import click
@@ -45,35 +46,68 @@ class FeatureLimit(click.ParamType):
 
 
 class Positions(click.ParamType):
-    """Positions to leave out: `bos`, `none`, or numbers (`0,3`), which become a tuple."""
+    """Positions to leave out: `bos`, `special`, `none`, or numbers (`0,3`) as a tuple."""
 
-    name = "bos|none|N,N…"
+    name = "bos|special|none|N,N…"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> str | tuple[int, ...]:
-        if value == "bos" or isinstance(value, tuple):
+        if value in ("bos", "special") or isinstance(value, tuple):
             return value
         if value == "none":
             return ()
         parts = [part.strip() for part in value.split(",")]
         if not all(part.isascii() and part.isdecimal() for part in parts):
-            self.fail(f"{value!r} is neither bos, nor none, nor positions like 0,3.", param, ctx)
+            self.fail(
+                f"{value!r} is neither bos, nor special, nor none, nor positions like 0,3.",
+                param,
+                ctx,
+            )
         return tuple(sorted({int(part) for part in parts}))
+
+
+class FeatureAt(click.ParamType):
+    """A feature at a position, `3.417@5` (`L3#417@5` as reports write it), as three numbers."""
+
+    name = "LAYER.ID@POSITION"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int, int]:
+        found = re.fullmatch(r"L?([0-9]+)[.#]([0-9]+)@(-?[0-9]+)", value)
+        if found is None:
+            self.fail(f"{value!r} is not a feature at a position, like 3.417@5.", param, ctx)
+        layer, feature, position = map(int, found.groups())
+        return layer, position, feature
 
 
 DTYPES = ["auto", "float32", "bfloat16", "float16", "float64"]
 KERNELS = ["auto", "reference", "triton"]
 AT_LEAST_ONE = click.IntRange(min=1)
 
-# What to trace and how; the names are those of `ct.load` and `ct.trace`.
-TRACING = (
-    click.option("--model", metavar="ID|DIR", help="A model: hub id, id@revision or folder.  "
-                 "[default: the bundled one]"),
-    click.option("--transcoders", metavar="ID|DIR", help="Its transcoders, named the same way; plt "
-                 "or clt for the bundled model."),
+# What to explain, and where it is read.
+TARGETS = (
     click.option("--target", "targets", multiple=True, metavar="TOKEN", help="An output token to "
                  "explain; give it again for more.  [default: the likeliest]"),
+    click.option("--target-difference", "differences", multiple=True, nargs=2, metavar="A B",
+                 help="Explain why token A and not B: logit(A) − logit(B)."),
+    click.option("--target-feature", "features", multiple=True, type=FeatureAt(),
+                 metavar="LAYER.ID@POSITION", help="Explain the pre-activation of a feature, also "
+                 "of one that does not fire."),
+    click.option("--position", "positions", multiple=True, type=int, metavar="N",
+                 help="Where tokens and differences are read; -1 is the last.  [default: -1]"),
+    click.option("--answer", metavar="TEXT", help="Explain every token of this answer to the "
+                 "prompt."),
+)  # fmt: skip
+
+# What to trace and how; the names are those of `ct.load` and `ct.trace`.
+TRACING = (
+    click.option("--model", metavar="ID|DIR", help="A model: hub id, id@revision, folder, "
+                 "or a preset's word (circuit-tracer models).  [default: the bundled one]"),
+    click.option("--transcoders", metavar="ID|DIR", help="Its transcoders, named the same way; plt "
+                 "or clt for the bundled model."),
+    *TARGETS,
     click.option("--node-threshold", type=Share(), metavar="SHARE", default=0.8,
                  help="Share of the influence that the kept nodes hold."),
     click.option("--edge-threshold", type=Share(), metavar="SHARE", default=0.98,
@@ -84,9 +118,15 @@ TRACING = (
                  help="Output tokens to explain at most."),
     click.option("--logit-probability", type=Share(), metavar="SHARE", default=0.95,
                  help="Output tokens are taken until they hold this probability."),
-    click.option("--ignore-positions", type=Positions(), metavar="bos|none|N,N…", default="bos",
-                 help="Positions whose features and errors are left out; closure counts them."),
-    click.option("--device", metavar="auto|cpu|cuda|mps", default="auto", help="Where to run."),
+    click.option("--ignore-positions", type=Positions(), metavar="bos|special|none|N,N…",
+                 default="bos", help="Positions whose features and errors are left out; closure "
+                 "counts them."),
+    click.option("--chat", is_flag=True, help="PROMPT is what a user says: put it into the "
+                 "tokenizer's chat template."),
+    click.option("--device", metavar="auto|cpu|cuda|mps|balanced", default="auto",
+                 help="Where to run; balanced spreads the layers over several GPUs."),
+    click.option("--offload", type=click.Choice(["cpu", "disk"]),
+                 help="Keep the model's layers there and fetch one at a time; slower."),
     click.option("--dtype", type=click.Choice(DTYPES), default="auto",
                  help="Number type of the model's weights."),
     click.option("--kernels", type=click.Choice(KERNELS), default="auto",
@@ -97,6 +137,13 @@ TRACING = (
 def tracing(command: Any) -> Any:
     """Give a command all options of `TRACING`, in their order."""
     for option in reversed(TRACING):
+        command = option(command)
+    return command
+
+
+def targets(command: Any) -> Any:
+    """Give a command the options of `TARGETS` alone."""
+    for option in reversed(TARGETS):
         command = option(command)
     return command
 

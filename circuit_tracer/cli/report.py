@@ -6,6 +6,7 @@ that Chinese lines up. Everything from a tokenizer is shown with its control cha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -22,12 +23,24 @@ PATHS, STRAIGHT, LOOKED_AT = 7, 2, 200
 def text(graph: ct.Graph, circuit: ct.Circuit, verbose: bool = False) -> str:
     """The whole report."""
     parts = [
-        shown(graph.provenance.prompt),
+        heading(graph),
         predictions(graph, verbose),
         f"strongest paths, at most {STRAIGHT} of them straight\n{paths(circuit)}",
         figures(graph, circuit),
     ]
+    if verbose and graph.provenance.ignored_positions:
+        parts.append(ignored(graph))
     return "\n\n".join(parts)
+
+
+def heading(graph: ct.Graph) -> str:
+    """The prompt, and the answer where a whole one is explained."""
+    said = shown(graph.provenance.prompt)
+    if graph.provenance.settings.get("answer") is None:
+        return said
+    answer = "".join(target.label for target in graph.targets)
+    probability = math.prod(target.probability or 0.0 for target in graph.targets)
+    return f"{said}\nanswer {quoted(answer)}, probability {probability:.2g}"
 
 
 def shown(token: str) -> str:
@@ -56,13 +69,47 @@ def table(rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> str:
 
 
 def predictions(graph: ct.Graph, verbose: bool) -> str:
-    """The outputs that were explained, most probable first."""
-    head = ["next token", "probability"] + (["id"] if verbose else [])
-    rows = [head]
-    for target in graph.targets:
-        probable = "" if target.probability is None else percent(target.probability)
-        token_id = "" if target.token_id is None else str(target.token_id)
-        rows.append([quoted(target.label), probable, *([token_id] if verbose else [])])
+    """The targets, position by position where there are several."""
+    places = {target.position for target in graph.targets}
+    order = sorted(range(len(graph.targets)), key=lambda k: graph.targets[k].position)
+    valued = any(target.probability is None for target in graph.targets)
+    values = graph.edges.value[graph.index.first_target :].tolist()
+    columns = {
+        "after": len(places) > 1,
+        "next token": True,
+        "probability": True,
+        "value": valued,
+        "id": verbose,
+    }
+    rows, before = [list(columns)], -1
+    for k in order:
+        target = graph.targets[k]
+        after = f"@{target.position} {quoted(graph.tokens[target.position])}"
+        rows.append(
+            [
+                "" if target.position == before else after,
+                shown(target.label) if target.token_id is None else quoted(target.label),
+                "" if target.probability is None else percent(target.probability),
+                f"{values[k]:.3g}",
+                "" if target.token_id is None else str(target.token_id),
+            ]
+        )
+        before = target.position
+    used = [k for k, wanted in enumerate(columns.values()) if wanted]
+    right = [place for place, k in enumerate(used) if k >= 2]
+    return table([[row[k] for k in used] for row in rows], right)
+
+
+def ignored(graph: ct.Graph) -> str:
+    """How much of each target's value comes from ignored positions, which are no nodes."""
+    places = graph.provenance.ignored_positions
+    said = f"position{'' if len(places) == 1 else 's'} {', '.join(map(str, places))}"
+    rows = [[f"ignored: features and errors at {said}", "add", "of"]]
+    values = graph.edges.value[graph.index.first_target :].tolist()
+    added = graph.ignored_sources.values()
+    for target, part, value in zip(graph.targets, added, values, strict=True):
+        label = shown(target.label) if target.token_id is None else quoted(target.label)
+        rows.append([at(label, target.position), f"{part:+.3g}", f"{value:.3g}"])
     return table(rows, right=(1, 2))
 
 
@@ -98,7 +145,9 @@ def name(node: Node, circuit: ct.Circuit) -> str:
     if node.kind == "embedding":
         return quoted(node.token)
     if node.kind == "logit":
-        return quoted(node.token or node.label)
+        places = {other.position for other in circuit.nodes if other.kind == "logit"}
+        said = shown(node.label) if node.feature < 0 else quoted(node.token or node.label)
+        return at(said, node.position) if len(places) > 1 else said
     if node.kind == "error":
         return f"error L{node.layer}@{node.position}"
     place = f"L{node.layer}#{node.feature}@{node.position}"
@@ -108,6 +157,11 @@ def name(node: Node, circuit: ct.Circuit) -> str:
     if note is not None and note.promoted and node.layer >= circuit.n_layers / 2:
         return f"{place} (says {quoted(note.promoted[0][0].strip())})"
     return place
+
+
+def at(said: str, position: int) -> str:
+    """A target with its position, unless its name (a feature's) has it already."""
+    return said if f"@{position} " in said else f"{said} @{position}"
 
 
 def figures(graph: ct.Graph, circuit: ct.Circuit) -> str:

@@ -25,6 +25,8 @@ Examples:
   trace "The opposite of small is"
   trace "小的反义词是" -o small.html --open
   trace "The capital of France is" --target " Paris" --target " London"
+  trace "The Statue of Liberty is in" --answer " New York City"
+  trace "The opposite of small is" --target-feature 5.417@-1
   trace "Le contraire de petit est" --json - | python -m json.tool
 """
 
@@ -88,6 +90,7 @@ def trace(**given: Any) -> None:
     """
     timings = Timings.start()
     prompt = read_prompt(given["prompt"])
+    check_targets(given)
     page = page_path(given, prompt)
     destinations.check(page, given["save"], given["json_path"])
     quiet = given["quiet"] or given["json_path"] == destinations.STDOUT
@@ -153,7 +156,11 @@ def load_model(
     timings.lap("importing")
     report(0.0, "loading the model")
     model = loader(
-        given["model"], given["transcoders"], device=given["device"], dtype=given["dtype"]
+        given["model"],
+        given["transcoders"],
+        device=given["device"],
+        dtype=given["dtype"],
+        offload=given["offload"],
     )
     timings.lap("loading")
     return model
@@ -161,9 +168,33 @@ def load_model(
 
 def settings(given: dict[str, Any]) -> dict[str, Any]:
     """The keyword arguments that `ct.trace` and its estimate share."""
-    names = ("max_features", "max_logits", "logit_probability", "ignore_positions")
-    targets = [utf8(target, "a target") for target in given["targets"]] or None
-    return {"targets": targets, **{name: given[name] for name in names}}
+    names = ("max_features", "max_logits", "logit_probability", "ignore_positions", "chat")
+    return {**targets(given), **{name: given[name] for name in names}}
+
+
+def targets(given: dict[str, Any]) -> dict[str, Any]:
+    """What to explain, as keyword arguments of `ct.trace`."""
+    import circuit_tracer as ct
+
+    tokens = [utf8(target, "a target") for target in given["targets"]]
+    pairs = [[utf8(target, "a target") for target in pair] for pair in given["differences"]]
+    named = [*tokens, *(ct.Difference(a, b) for a, b in pairs), *given["features"]]
+    answer = given["answer"]
+    return {
+        "targets": named or None,
+        "positions": given["positions"] or None,
+        "answer": None if answer is None else utf8(answer, "the answer"),
+    }
+
+
+def check_targets(given: dict[str, Any]) -> None:
+    """Raise where options exclude each other, before anything is loaded."""
+    others = ("targets", "differences", "features", "positions")
+    if given["answer"] is not None and any(given[name] for name in others):
+        raise InputError(
+            "--answer says what to explain and where: leave out --target, --target-difference, "
+            "--target-feature and --position"
+        )
 
 
 def estimate_run(given: dict[str, Any], prompt: str, model: ct.ReplacementModel) -> Any:

@@ -120,8 +120,8 @@ def test_plt_is_a_clt_that_writes_to_its_own_layer_alone():
 def test_chunking_and_carrying_embeddings_up_change_nothing(family, given, monkeypatch):
     model = tiny.replacement(family, **given)
     _, usual = rows_of(model)
-    for fill, most in ((1, 1), (1, 10**9), (500, 700)):
-        monkeypatch.setattr("circuit_tracer.estimate.CHUNK_ELEMENTS", {"cpu": (fill, most)})
+    for apart, joined in ((1, 1), (7, 5), (10**6, 10**6)):
+        monkeypatch.setattr("circuit_tracer.rows.COLUMNS", {False: apart, True: joined})
         _, other = rows_of(model)
         torch.testing.assert_close(other.dense(), usual.dense(), atol=1e-12, rtol=0)
         torch.testing.assert_close(other.bias, usual.bias, atol=1e-12, rtol=0)
@@ -193,7 +193,7 @@ def test_write_vectors_rebuild_the_mlp_output():
 def test_the_sweep_reuses_its_buffers():
     model = tiny.replacement("llama")
     local = model.localise(model.run(tiny.PROMPT))
-    sweep = Sweep(local, local.index, lambda *a: None)
+    sweep = Sweep(local, local.index)
     first = sweep.buffer("x", 3, 4)
     assert sweep.buffer("x", 2, 5).data_ptr() == first.data_ptr()
     assert sweep.buffer("x", 4, 5).numel() == 20

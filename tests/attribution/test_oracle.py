@@ -59,12 +59,17 @@ def test_logits_errors_and_token_vectors(case):
 
 def test_named_targets(case):
     model, prompt, expected, _ = case
-    graph = ct.trace(prompt, model, targets=[5, 77, 200, ct.Difference(5, 77)])
-    found = graph.dense()
+    columns = model.adapter.unembedding.weight
+    apart = ct.Direction(columns[5] - columns[77], "5 and not 77")
+    graph = ct.trace(prompt, model, targets=[5, 77, 200, ct.Difference(5, 77), apart])
+    *found, by_vector = graph.dense()
+    found = torch.stack(found)
+    assert [target.weight for target in graph.targets[3:]] == [1.0, 1.0]
     wanted, custom = expected["targets.rows"], expected["custom_target.row"][0]
     sources = graph.index.first_target
     torch.testing.assert_close(found[-4:-1, :sources], wanted[:, :sources], atol=ATOL, rtol=0)
     torch.testing.assert_close(found[-1, :sources], custom[:sources], atol=ATOL, rtol=0)
+    torch.testing.assert_close(by_vector[:sources], custom[:sources], atol=ATOL, rtol=0)
 
 
 def test_a_limited_run_agrees_on_the_nodes_it_shares(case):

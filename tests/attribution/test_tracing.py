@@ -7,9 +7,10 @@ import tiny
 import torch
 
 import circuit_tracer as ct
-from circuit_tracer.errors import InputError, MemoryBudgetError
+from circuit_tracer.errors import InputError
 from circuit_tracer.estimate import resolve_limit
 from circuit_tracer.notes import describe
+from circuit_tracer.targets import choose
 from circuit_tracer.tracing import estimate_trace, page_circuit
 
 
@@ -80,13 +81,14 @@ def test_the_features_expanded_first_are_those_at_the_top_with_most_influence(mo
 
 
 def test_auto_is_everything_where_that_is_quick_and_a_limit_where_it_is_not(model, monkeypatch):
-    local = model.localise(model.run(tiny.PROMPT))
+    forward = model.run(tiny.PROMPT)
+    local, named = model.localise(forward), choose(model, forward, [3, 4, 5])
     active = len(local.features)
-    assert resolve_limit(local, 3, "auto") == active
-    assert resolve_limit(local, 3, None) == active
-    assert resolve_limit(local, 3, 4) == 4
+    assert resolve_limit(local, named, "auto") == active
+    assert resolve_limit(local, named, None) == active
+    assert resolve_limit(local, named, 4) == 4
     monkeypatch.setattr("circuit_tracer.estimate.AUTO_SECONDS", 1e-12)
-    assert 1 <= resolve_limit(local, 3, "auto") < active
+    assert 1 <= resolve_limit(local, named, "auto") < active
 
 
 def test_an_estimate_counts_what_a_run_then_does(model):
@@ -98,12 +100,6 @@ def test_an_estimate_counts_what_a_run_then_does(model):
     assert planned.result_bytes == pytest.approx(stored, rel=0.01)
     assert planned.peak_bytes > planned.result_bytes
     assert "rows" in str(planned)
-
-
-def test_a_run_that_would_not_fit_is_refused_with_a_setting_that_would(model, monkeypatch):
-    monkeypatch.setattr("circuit_tracer.estimate._free_memory", lambda device: 50_000.0)
-    with pytest.raises(MemoryBudgetError, match=r"--max-features \d+"):
-        ct.trace(tiny.PROMPT, model, max_features=None)
 
 
 def test_progress_rises_to_one(model):

@@ -36,6 +36,15 @@ def test_a_script_of_the_reference_tool_runs(tmp_path):
     assert "not pickles" in result.stderr
 
 
+def test_targets_are_named_as_in_trace(tmp_path):
+    path = tmp_path / "graph.safetensors"
+    assert run("-o", path, "--target", " large", "--target-feature", "2.10@5").exit_code == 0
+    labels = [target.label for target in ct.Graph.load(path).targets]
+    assert labels == [" large", "L2#10@5 pre-activation"]
+    assert run("-o", path, "--answer", " large.").exit_code == 0
+    assert [target.label for target in ct.Graph.load(path).targets] == [" large", "."]
+
+
 @pytest.mark.parametrize(
     "arguments, said",
     [
@@ -44,6 +53,7 @@ def test_a_script_of_the_reference_tool_runs(tmp_path):
         (["--graph_file_dir", "a"], "--slug is missing"),
         (["--slug", "../a", "--graph_file_dir", "."], "not a path"),
         (["--dtype", "int8", "-o", "a"], "int8"),
+        (["-o", "a", "--answer", "b", "--target", "c"], "leave out --target"),
     ],
 )
 def test_bad_words(arguments, said, tmp_path, monkeypatch):

@@ -106,6 +106,43 @@ def test_targets_are_the_tokens_named():
     assert len(table.strip().splitlines()) == 3
 
 
+def test_targets_of_every_kind_position_by_position():
+    output = good(
+        *(PROMPT, "--target", " large", "--target-difference", " large", " small"),
+        *("--target-feature", "2.10@-1", "--target-feature", "L1#3@2"),
+        *("--position", "-1", "--position", "3", "-v", "--json", "small.json"),
+    ).stdout
+    table = output[output.index("after") : output.index("strongest")].splitlines()
+    starts = [line.split('"')[0].strip() for line in table[1:] if line.startswith("  @")]
+    assert starts == ["@2", "@3", "@5"]
+    for said in (
+        "L2#10@5 pre-activation",
+        "L1#3@2 pre-activation",
+        "logit( large) − logit( small)",
+    ):
+        assert said in output
+    ignored = output[output.index("ignored: features and errors at position 0") :]
+    assert '" large" @3' in ignored and "L2#10@5 pre-activation  " in ignored
+    graph = ct.Graph.from_json("small.json")
+    assert [target.position for target in graph.targets] == [5, 3, 5, 3, 5, 2]
+    assert len({node.id for node in graph.nodes}) == len(graph.nodes)
+
+
+def test_a_whole_answer():
+    output = good(PROMPT, "--answer", " large.", "--save", "graph.safetensors").stdout
+    graph = ct.Graph.load("graph.safetensors")
+    assert [target.label for target in graph.targets] == [" large", "."]
+    assert [target.position for target in graph.targets] == [5, 6]
+    assert graph.tokens[-1] == " large" and graph.provenance.prompt == PROMPT
+    assert 'answer " large.", probability 0.' in output
+    assert '@5 " is"' in output and '@6 " large"' in output
+    assert "after" not in good(PROMPT).stdout
+
+
+def test_special_tokens_can_be_left_out():
+    assert "closure" in good(PROMPT, "--ignore-positions", "special").stdout
+
+
 def test_the_estimate_runs_nothing_and_writes_nothing(folder):
     output = good(PROMPT, "--estimate").stdout
     assert output.strip()
@@ -135,6 +172,13 @@ def test_hostile_prompts_stay_in_their_place():
         ([PROMPT, "--node-threshold", "2"], 2, "between 0 and 1"),
         ([PROMPT, "--max-features", "some"], 2, "nor all, nor auto"),
         ([PROMPT, "--ignore-positions", "99"], 2, "99"),
+        ([PROMPT, "--position", "99"], 2, "no position 99"),
+        ([PROMPT, "--position", "last"], 2, "last"),
+        ([PROMPT, "--target-feature", "3-417"], 2, "like 3.417@5"),
+        ([PROMPT, "--target-feature", "99.0@1"], 2, "no layer 99"),
+        ([PROMPT, "--target-difference", " large"], 2, "requires 2 arguments"),
+        ([PROMPT, "--answer", ""], 2, "answer is empty"),
+        ([PROMPT, "--answer", " large", "--position", "3"], 2, "leave out --target"),
         ([PROMPT, "--device", "abacus"], 2, "abacus"),
         ([PROMPT, "--dtype", "float7"], 2, "float7"),
         ([PROMPT, "-o", "nowhere/page.html"], 1, "nowhere"),

@@ -1,0 +1,143 @@
+"""What a run is said to take, and the runs that are refused before they start."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import tiny
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import circuit_tracer as ct
+from circuit_tracer import memory
+from circuit_tracer.attribute import attribute
+from circuit_tracer.errors import MemoryBudgetError
+from circuit_tracer.estimate import _needs, estimate, rehearse
+from circuit_tracer.rows import packed
+from circuit_tracer.targets import choose
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny.replacement("gemma2", kind="clt", activation="jump_relu")
+
+
+@pytest.fixture(scope="module")
+def traced(model):
+    forward = model.run(tiny.PROMPT)
+    return model.localise(forward), choose(model, forward, max_logits=3)
+
+
+@pytest.mark.parametrize("limit", [None, 0, 5, 20])
+def test_rows_and_their_bytes_are_counted_before_they_are_made(traced, limit):
+    local, directions = traced
+    planned = estimate(local, directions, limit, rate=None)
+    made = attribute(local, directions, limit)
+    stored = sum(block.values.nbytes for block in made.blocks)
+    assert planned.n_targets == len(made.rows)
+    assert planned.result_bytes == pytest.approx(stored, rel=0.0 if limit in (None, 0) else 0.3)
+    assert planned.peak_bytes > planned.held_bytes + planned.result_bytes
+    assert planned.seconds == 0.0
+
+
+def test_more_rows_take_longer_and_need_more(traced):
+    local, directions = traced
+    plan = rehearse(local, directions)
+    sizes = [plan.estimate(limit, rate=None) for limit in (0, 3, 12, None)]
+    for less, more in zip(sizes, sizes[1:], strict=False):
+        assert less.flops < more.flops
+        assert less.result_bytes < more.result_bytes
+        assert less.peak_bytes <= more.peak_bytes
+    assert plan.estimate().seconds > plan.started > 0
+
+
+@settings(max_examples=20, deadline=None)
+@given(share=st.floats(0, 1))
+def test_the_number_of_features_offered_fits_and_one_more_does_not(traced, share):
+    local, directions = traced
+    plan = rehearse(local, directions)
+
+    def needs(limit):
+        return _needs(plan.estimate(limit, rate=None))
+
+    active = len(local.features)
+    spare = needs(0) + share * (needs(active) - needs(0)) - 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "free", lambda device: spare)
+        with pytest.raises(MemoryBudgetError) as refused:
+            plan.check_memory(active)
+        offered = re.search(r"--max-features (\d+) fits", str(refused.value))
+        if offered is None:
+            assert needs(1) > spare and "--offload" in str(refused.value)
+            return
+        limit = int(offered[1])
+        plan.check_memory(limit)
+        assert needs(limit) <= spare < needs(limit + 1)
+
+
+def test_automatic_limits_fit_into_memory_too(traced, monkeypatch):
+    local, directions = traced
+    plan = rehearse(local, directions)
+    spare = _needs(plan.estimate(15, rate=None))
+    monkeypatch.setattr(memory, "free", lambda device: spare)
+    limit = plan.resolve("auto")
+    assert 1 <= limit < len(local.features)
+    plan.check_memory(limit)
+
+
+def test_a_trace_that_would_not_fit_is_refused_with_a_setting_that_does(model, monkeypatch):
+    local, directions = (lambda f: (model.localise(f), choose(model, f)))(model.run(tiny.PROMPT))
+    spare = _needs(estimate(local, directions, 30, rate=None))
+    monkeypatch.setattr(memory, "check_forward", lambda adapter, positions: None)
+    monkeypatch.setattr(memory, "free", lambda device: spare)
+    monkeypatch.setattr("circuit_tracer.replacement.check_forward", lambda adapter, n: None)
+    with pytest.raises(MemoryBudgetError, match=r"--max-features \d+ fits") as refused:
+        ct.trace(tiny.PROMPT, model, max_features=None)
+    limit = int(re.search(r"--max-features (\d+)", str(refused.value))[1])
+    assert len(ct.trace(tiny.PROMPT, model, max_features=limit).edges.rows) > limit
+
+
+def test_a_prompt_too_long_for_its_patterns_is_refused_before_it_is_run(model, monkeypatch):
+    longest = 4
+    monkeypatch.setattr(memory, "free", lambda device: memory.forward(model.adapter, longest))
+    monkeypatch.setattr(
+        model.adapter.model, "forward", lambda **_: pytest.fail("the model was run")
+    )
+    with pytest.raises(MemoryBudgetError, match=f"{longest} tokens fit.*--offload"):
+        model.run(tiny.PROMPT)
+
+
+def test_a_control_group_leaves_less_than_the_machine_has(tmp_path, monkeypatch):
+    names = [tmp_path / name for name in ("max", "current", "stat")]
+    for name, text in zip(names, ("5000\n", "4000\n", "anon 1\ninactive_file 300\n"), strict=True):
+        name.write_text(text)
+    monkeypatch.setattr(memory, "GROUPS", (tuple(map(str, names)), ("none", "none", "none")))
+    assert memory.free(torch.device("cpu")) == 1300
+    names[0].write_text("max\n")
+    assert memory.free(torch.device("cpu")) > 1300
+
+
+def test_storage_that_tensors_share_counts_once():
+    whole = torch.zeros(10, dtype=torch.float64)
+    assert memory.tensors([whole, whole[2:], {"a": (whole, [torch.zeros(3)])}, "text"]) == 92
+
+
+def test_a_forward_pass_taken_over_gives_the_same_rows_and_holds_its_patterns_once(model):
+    forward, again = model.run(tiny.PROMPT), model.run(tiny.PROMPT)
+    directions = choose(model, forward)
+    kept, owned = model.localise(forward), model.localise(again, owned=True)
+    assert memory.held(owned) < memory.held(kept)
+    assert torch.equal(attribute(kept, directions).dense(), attribute(owned, directions).dense())
+
+
+@given(counts=st.lists(st.integers(0, 40), max_size=12), columns=st.integers(1, 60))
+def test_chunks_hold_every_target_once_and_are_filled(counts, columns):
+    chunks = list(packed(counts, columns))
+    seen = [(n, k) for chunk in chunks for n, first, stop in chunk for k in range(first, stop)]
+    assert seen == [(n, k) for n, count in enumerate(counts) for k in range(count)]
+    sizes = [sum(stop - first for _, first, stop in chunk) for chunk in chunks]
+    assert all(size == columns for size in sizes[:-1]) and all(
+        0 < size <= columns for size in sizes
+    )
