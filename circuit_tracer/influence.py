@@ -8,27 +8,34 @@ of the targets, the influence of all nodes is
 
 The graph is a DAG ordered by layer, so one pass from the targets down gives this exactly: when a
 row's turn comes, everything that flows into its target has arrived. No power iteration, no n x n
-matrix; a block of rows is read once, in strips, and sums are kept in float64.
+matrix; a block of rows is read once, in strips that stay in the processor's cache, and sums are
+kept in float64.
 
-The same pass carries the number of edges travelled, and, for a pruned graph, what left along edges
-that are no longer shown: that mass belongs to the error node of the same layer and position.
+Everything else follows from that pass. A row sends on all that arrives, so the mass that arrives
+anywhere, summed, is the mean number of edges travelled. In a pruned graph what left along edges
+that are no longer shown belongs to the error node of the same layer and position.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from circuit_tracer.edges import EdgeRows, RowBlock
 from circuit_tracer.errors import InputError
-from circuit_tracer.shapes import Bool, Float, Int, Tensor
+from circuit_tracer.nodes import NodeIndex
+from circuit_tracer.shapes import Float, Int, Tensor
 
-STRIP = 2**23
-"""Entries of a block converted to float64 at a time (64 MiB)."""
+STRIP = 2**17
+"""Entries of a block converted to float64 at a time (1 MiB)."""
 ROUNDING = 1e-12
-"""What is left of a column after subtracting all of it is at most this part of it."""
+"""What is left of a node's mass after subtracting all of it is at most this part of it."""
+LEAST = 1e-300
+"""What a row's sum is taken to be at least, so that rows of zeros pass nothing on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,18 +67,39 @@ class Scores:
     mean_path_length: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Flow:
-    """What one descending pass finds. Row 0 of a pair is mass, row 1 mass x edges travelled."""
+class Edges(NamedTuple):
+    """Some edges of a graph: (n,) node rows of their ends, ascending by (target, source), and
+    their values."""
 
-    arriving: Float[Tensor, "pair node"]
-    hidden: Float[Tensor, "pair node"]
-    has_inputs: Bool[Tensor, " node"]
-    explained: float
+    targets: Int[Tensor, " edge"]
+    sources: Int[Tensor, " edge"]
+    weights: Float[Tensor, " edge"]
 
 
-def influence(rows: EdgeRows, weights: Float[Tensor, " target"]) -> Float[Tensor, " node"]:
-    """Influence of every node on the targets, w^T B, float64.
+@dataclass(frozen=True, eq=False, slots=True)
+class Flow:
+    """What one descending pass over all rows finds, float64.
+
+    Attributes:
+        arriving: (n_nodes,) the influence of every node, w^T B.
+        absolute: (n_nodes,) sum of |edges| of every row; 0 where there is none.
+        signed: (n_nodes,) sum of the edges of every row.
+        rows: (n_rows,) every node that has a row.
+        by_layer: (n_rows, n_layers) sum of its |edges| by the layer of the source; embeddings
+            count to layer 0.
+        n_edges: edges that are not zero.
+    """
+
+    arriving: Float[Tensor, " node"]
+    absolute: Float[Tensor, " node"]
+    signed: Float[Tensor, " node"]
+    rows: Int[Tensor, " target"]
+    by_layer: Float[Tensor, "target layer"]
+    n_edges: int
+
+
+def flow(rows: EdgeRows, weights: Float[Tensor, " target"]) -> Flow:
+    """One pass over all rows.
 
     A target's own weight is not part of its influence. Rows that are all zero pass nothing on.
 
@@ -79,41 +107,69 @@ def influence(rows: EdgeRows, weights: Float[Tensor, " target"]) -> Float[Tensor
         rows: the edges.
         weights: (n_targets,) how much each target counts, usually its probability.
     """
-    return _descend(rows, weights).arriving[0]
+    index, own, n_edges = rows.index, _own(rows, weights), 0
+    ones, mass, blocks = torch.ones_like(own), own.clone(), rows.descending()
+    signed, by_layer = [own[:0]], [own.new_empty(0, index.n_layers)]
+    for block in blocks:
+        columns, here = rows.columns(block), mass.index_select(0, block.rows)
+        unit, sent = ones[: len(columns)], torch.zeros(len(columns), dtype=torch.float64)
+        runs = index.runs(block.layer, block.position)
+        for span, strip in _converted(block):
+            signed.append(torch.mv(strip, unit))
+            absolute = strip.abs_().numpy()
+            n_edges += int(np.count_nonzero(absolute.view(np.int64)))
+            by_layer.append(_by_layer(absolute, *runs, block.layer, index.n_layers))
+            sent.addmv_(strip.T, here[span].div_(by_layer[-1].sum(1).clamp_(min=LEAST)))
+        mass.index_add_(0, columns, sent)
+    mass[index.first_target :] = 0.0
+    row = torch.cat([torch.empty(0, dtype=torch.long), *(block.rows for block in blocks)])
+    parts = torch.cat(by_layer)
+    sums, total = (torch.zeros_like(own) for _ in range(2))
+    sums.index_copy_(0, row, parts.sum(1))
+    total.index_copy_(0, row, torch.cat(signed))
+    return Flow(mass, sums, total, row, parts, n_edges)
+
+
+def influence(rows: EdgeRows, weights: Float[Tensor, " target"]) -> Float[Tensor, " node"]:
+    """Influence of every node on the targets, w^T B, float64; arguments as in `flow`."""
+    return flow(rows, weights).arriving
 
 
 def scores(
     rows: EdgeRows,
     weights: Float[Tensor, " target"],
-    shown: Sequence[Int[Tensor, "2 edge"]] | None = None,
+    shown: Edges | None = None,
+    found: Flow | None = None,
 ) -> Scores:
     """Scores of the full graph, or of a pruned one.
 
     Args:
-        shown: the edges kept, for every block of `rows` a (2, n) tensor of places in its `values`
-            (`Kept.edges`). All other mass is merged into the error at its source's layer and
-            position; that of a pruned edge from an embedding into the error of layer 0.
+        shown: the edges kept (`Kept.edges`). All other mass is merged into the error at its
+            source's layer and position; that of a pruned edge from an embedding into the error of
+            layer 0.
+        found: the `flow` of all rows, where it is known already.
     """
-    index, flow = rows.index, _descend(rows, weights, shown)
-    arriving, hidden = flow.arriving, flow.hidden
-    embeddings = arriving[:, index.first_embedding : index.first_target].sum(1)
-    stopped = arriving[:, : index.n_features][:, ~flow.has_inputs[: index.n_features]].sum(1)
-    errors = arriving[:, index.first_error : index.first_embedding].reshape(2, index.n_layers, -1)
-    by_layer = errors.sum(2)
-    by_layer.index_add_(1, index.layers.clamp(0, index.n_layers - 1), hidden)
-    ends, length = (embeddings + stopped + by_layer.sum(1)).tolist()
-    own = float(weights.double().sum())
-    inner = float(arriving[0, : index.n_features].sum()) + own
-    everything = float(arriving[0].sum() + hidden[0].sum()) + own
-    into_errors = float(by_layer[0].sum())
+    index = rows.index
+    found = flow(rows, weights) if found is None else found
+    arriving, hidden = found.arriving, torch.zeros(index.n_layers, dtype=torch.float64)
+    if shown is not None:
+        arriving, hidden = _along(shown, index, _own(rows, weights), found)
+    features, total_hidden = arriving[: index.n_features], float(hidden.sum())
+    embeddings = float(arriving[index.first_embedding : index.first_target].sum())
+    stopped = float(features[found.absolute[: index.n_features] == 0].sum())
+    errors = arriving[index.first_error : index.first_embedding].reshape(index.n_layers, -1)
+    by_layer = errors.sum(1) + hidden
+    own, inside = float(weights.double().sum()), float(features.sum())
+    into_errors, travelled = float(by_layer.sum()), float(arriving.sum()) + total_hidden
+    ends = embeddings + stopped + into_errors
     return Scores(
-        replacement=_share(float(embeddings[0]), ends),
-        completeness=_share(flow.explained, inner),
-        completeness_ct=1 - _share(into_errors, everything),
-        error_share_by_layer=tuple(_share(mass, ends) for mass in by_layer[0].tolist()),
-        unexpanded_share=_share(float(stopped[0]), ends),
-        pruned_share=_share(float(hidden[0].sum()), ends),
-        mean_path_length=_share(length, ends),
+        replacement=_share(embeddings, ends),
+        completeness=_share(inside + embeddings, inside + own),
+        completeness_ct=1 - _share(into_errors, travelled + own),
+        error_share_by_layer=tuple(_share(mass, ends) for mass in by_layer.tolist()),
+        unexpanded_share=_share(stopped, ends),
+        pruned_share=_share(total_hidden, ends),
+        mean_path_length=_share(travelled, ends),
     )
 
 
@@ -126,55 +182,66 @@ def cumulative(influence: Float[Tensor, " node"]) -> Float[Tensor, " node"]:
 
 
 def strips(block: RowBlock) -> Iterator[tuple[slice, Float[Tensor, "target source"]]]:
-    """|values| of a block in float64, a strip of rows at a time."""
-    step = max(1, STRIP // max(1, block.values.shape[1]))
-    for start in range(0, len(block.rows), step):
-        span = slice(start, start + step)
-        yield span, block.values[span].abs().double()
+    """|values| of a block in float64, a strip of rows at a time; each overwrites the last."""
+    for span, strip in _converted(block):
+        yield span, strip.abs_()
 
 
-def _descend(
-    rows: EdgeRows,
-    weights: Float[Tensor, " target"],
-    shown: Sequence[Int[Tensor, "2 edge"]] | None = None,
-) -> _Flow:
+def _converted(block: RowBlock) -> Iterator[tuple[slice, Float[Tensor, "target source"]]]:
+    n_rows, n_columns = block.values.shape
+    step = max(1, min(n_rows, STRIP // max(1, n_columns)))
+    room = torch.empty(step, n_columns, dtype=torch.float64)
+    for start in range(0, n_rows, step):
+        part = block.values[start : start + step]
+        yield slice(start, start + len(part)), room[: len(part)].copy_(part)
+
+
+def _own(rows: EdgeRows, weights: Float[Tensor, " target"]) -> Float[Tensor, " node"]:
+    """What each node counts by itself: the weights of the targets."""
     index = rows.index
     if weights.shape != (index.n_targets,):
         raise InputError(
             f"this graph has {index.n_targets} targets, so as many weights are needed; "
             f"got a tensor of shape {tuple(weights.shape)}"
         )
-    arriving = torch.zeros(2, len(index), dtype=torch.float64)
-    hidden = torch.zeros_like(arriving)
     own = torch.zeros(len(index), dtype=torch.float64)
     own[index.first_target :] = weights.double()
-    has_inputs = torch.zeros(len(index), dtype=torch.bool)
-    places = {id(block): places for block, places in zip(rows.blocks, shown or (), strict=False)}
-    explained = 0.0
-    for block in rows.descending():
-        columns = rows.columns(block)
-        errors = (columns >= index.first_error) & (columns < index.first_embedding)
-        if shown is not None and not (arriving[0, block.rows] + own[block.rows]).any():
-            continue  # none of these rows was kept
-        for span, absolute in strips(block):
-            targets, sums = block.rows[span], absolute.sum(1)
-            has_inputs[targets] = sums > 0
-            mass = arriving[0, targets] + own[targets]
-            per_unit = torch.stack([mass, arriving[1, targets] + mass])
-            per_unit = per_unit / sums.where(sums > 0, torch.inf)
-            sent = per_unit @ absolute
-            if shown is not None:
-                edges = places[id(block)]
-                row, column = edges[:, (edges[0] >= span.start) & (edges[0] < span.stop)]
-                row = row - span.start
-                kept = torch.zeros_like(sent)
-                kept.index_add_(1, column, per_unit[:, row] * absolute[row, column])
-                rest = sent - kept
-                hidden[:, columns] += rest.where(rest > ROUNDING * sent, 0.0)
-                sent = kept
-            arriving[:, columns] += sent
-            explained += float(sent[0, ~errors].sum())
-    return _Flow(arriving, hidden, has_inputs, explained)
+    return own
+
+
+def _by_layer(
+    absolute: np.ndarray[Any, Any], layers: list[int], starts: list[int], below: int, n_layers: int
+) -> Float[Tensor, "target layer"]:
+    """Sums of a strip by the layer of the source; runs as `NodeIndex.runs` gives them."""
+    sums = np.add.reduceat(absolute, starts, axis=1)
+    found = np.zeros((len(sums), n_layers))
+    found[:, layers] = sums[:, : len(layers)]
+    found[:, :below] += sums[:, len(layers) : -1]
+    found[:, 0] += sums[:, -1]
+    return torch.from_numpy(found)
+
+
+def _along(
+    shown: Edges, index: NodeIndex, own: Float[Tensor, " node"], full: Flow
+) -> tuple[Float[Tensor, " node"], Float[Tensor, " layer"]]:
+    """Influence along some edges alone, and by the source's layer what left along the others.
+
+    The edges stand in the order of their targets, so those of each layer are one run.
+    """
+    firsts = [index.feature_rows(layer).start for layer in range(index.n_layers)]
+    found = torch.searchsorted(shown.targets, torch.tensor([*firsts, index.first_target])).tolist()
+    share = shown.weights.double().abs_() / full.absolute.index_select(0, shown.targets)
+    mass = own.clone()
+    for start, stop in reversed([*zip(found, [*found[1:], len(share)], strict=True)]):
+        span = slice(start, stop)
+        passed = share[span].mul_(mass.index_select(0, shown.targets[span]))
+        mass.index_add_(0, shown.sources[span], passed)
+    per_unit = mass.index_select(0, full.rows)
+    per_unit /= full.absolute.index_select(0, full.rows).clamp_(min=LEAST)
+    sent, mass = per_unit @ full.by_layer, mass - own
+    layers = index.layers.clamp(0, index.n_layers - 1)
+    rest = sent - torch.zeros_like(sent).index_add_(0, layers, mass)
+    return mass, rest.where(rest > ROUNDING * sent, 0.0)
 
 
 def _share(part: float, whole: float) -> float:

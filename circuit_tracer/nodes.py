@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Literal
 
+import numpy as np
 import torch
 
 from circuit_tracer.errors import InputError
@@ -83,11 +85,11 @@ class NodeIndex:
     n_positions: int
     target_positions: Int[Tensor, " target"]
 
-    @property
+    @cached_property
     def n_features(self) -> int:
         return len(self.features)
 
-    @property
+    @cached_property
     def n_targets(self) -> int:
         return len(self.target_positions)
 
@@ -158,6 +160,14 @@ class NodeIndex:
         number = row - self.first_target
         return "logit", self.n_layers, int(self.target_positions[number]), number
 
+    def locate_all(self, rows: Int[Tensor, " some"]) -> list[Place]:
+        """`locate` of many rows, at a tenth of the cost."""
+        features = iter(self.features[rows[rows < self.first_error]].tolist())
+        return [
+            ("feature", *next(features)) if row < self.first_error else self.locate(row)
+            for row in rows.tolist()
+        ]
+
     @cached_property
     def layers(self) -> Int[Tensor, " node"]:
         """Layer of every node: -1 for embeddings, `n_layers` for targets."""
@@ -185,10 +195,29 @@ class NodeIndex:
         Features and errors of lower layers and embeddings, at positions ≤ `position`: no edge
         ever comes from the same or a later layer, nor from a later position.
         """
-        runs = [self.feature_rows(below, 0, position + 1) for below in range(layer)]
-        runs += [
-            range(self.error_row(below, 0), self.error_row(below, position) + 1)
-            for below in range(layer)
-        ]
-        runs.append(range(self.embedding_row(0), self.embedding_row(position) + 1))
-        return torch.cat([torch.arange(run.start, run.stop) for run in runs])
+        starts, rows, stop = self._starts, self._rows, position + 1
+        firsts = range(0, layer * self.n_positions, self.n_positions)
+        errors = rows[self.first_error : self.first_embedding].reshape(self.n_layers, -1)
+        embeddings = rows[self.first_embedding : self.first_embedding + stop]
+        runs = [rows[starts[first] : starts[first + stop]] for first in firsts]
+        runs += [errors[:layer, :stop].ravel(), embeddings]
+        return torch.from_numpy(np.concatenate(runs))
+
+    def runs(self, layer: int, position: int) -> tuple[list[int], list[int]]:
+        """Where the contiguous runs of a cone start among its columns.
+
+        Returns:
+            (layers, starts): the layers below that have features there, and the starts of a run
+            for each of them, then of one for the errors of every layer below, then of embeddings.
+        """
+        firsts, stop = self._starts[:: self.n_positions], position + 1
+        ends = self._starts[stop :: self.n_positions]
+        sizes = [end - first for first, end in zip(firsts, ends, strict=False)][:layer]
+        layers = [below for below, size in enumerate(sizes) if size]
+        sizes = [size for size in sizes if size] + [stop] * layer
+        return layers, list(accumulate(sizes, initial=0))
+
+    @cached_property
+    def _rows(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """All row numbers; numpy cuts and joins them at a fifth of the cost of torch."""
+        return np.arange(self.first_target)

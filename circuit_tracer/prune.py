@@ -5,9 +5,10 @@ edges between them, by the influence that passes along each, until they too hold
 whatever hangs loose goes: a feature needs an edge in and an edge out, an error an edge out.
 Embeddings and targets stay.
 
-"Until they hold a share" is a threshold on values, so ties are kept together. Edges can be
-hundreds of millions, so the threshold is found by selection (`cutoff`): four counting passes over
-the bits of the scores give the very value that sorting them would.
+"Until they hold a share" is a threshold on values, so ties are kept together. Edges can be hundreds
+of millions, so the threshold is found by selection: one counting pass over the leading bits of the
+scores (`_bracket`) tells between which two values it lies, and only scores above the lower of them
+are ever written down; among those between the two a sort settles it.
 
 A feature that was never expanded has no edges in, so it cannot stay and does not stand for choice;
 like everything pruned its mass is merged into the error of its layer and position
@@ -18,16 +19,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
+import numpy as np
 import torch
 
 from circuit_tracer.edges import EdgeRows, RowBlock
 from circuit_tracer.errors import InputError
-from circuit_tracer.influence import influence, strips
+from circuit_tracer.influence import LEAST, STRIP, Edges, influence, strips
 from circuit_tracer.shapes import Bool, Float, Int, Tensor
 
 NODES = 0.8
 EDGES = 0.98
+HELD = 2**25
+"""Entries of a cut kept between passes (128 MiB in float32)."""
+BITS, BINS = 48, 2**15
+"""Bits of a double that are not counted, and bins of those that are, the sign aside."""
+SMALLEST = 5e-324
+"""The smallest score that is not zero."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,13 +46,13 @@ class Kept:
 
     Attributes:
         nodes: (n_nodes,) True where a node is kept.
-        edges: for every block of the rows, a (2, n) tensor of places in its `values`.
+        edges: the edges kept.
         node_threshold, edge_threshold: the shares that were asked for.
         max_nodes, max_edges: the caps that were asked for, None for none.
     """
 
     nodes: Bool[Tensor, " node"]
-    edges: tuple[Int[Tensor, "2 edge"], ...]
+    edges: Edges
     node_threshold: float
     edge_threshold: float
     max_nodes: int | None = None
@@ -54,28 +64,92 @@ class Kept:
 
     @property
     def n_edges(self) -> int:
-        return sum(places.shape[1] for places in self.edges)
+        return len(self.edges.weights)
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A block cut to the nodes under consideration.
+    """A block cut to the nodes under consideration, or several of one layer, zeros between.
 
     Attributes:
-        number: of the block among the rows' blocks.
-        cut: what is left of it (the very values where that is all).
         sources: node rows of the columns left.
-        rows, columns: places in the block's values of what is left.
     """
 
-    number: int
     cut: RowBlock
     sources: Int[Tensor, " source"]
-    rows: Int[Tensor, " target"]
-    columns: Int[Tensor, " source"]
+
+    def to(self, nodes: Bool[Tensor, " node"]) -> _Part | None:
+        """What is left of it between `nodes`; None where that is nothing."""
+        values, targets, sources = self.cut.values, self.cut.rows, self.sources
+        mine, theirs = _among(targets, nodes), _among(sources, nodes)
+        if not (len(mine) and len(theirs)):
+            return None
+        if len(mine) < len(targets):
+            values, targets = values.index_select(0, mine), targets.index_select(0, mine)
+        if len(theirs) < len(sources):
+            values, sources = values.index_select(1, theirs), sources.index_select(0, theirs)
+        return _Part(RowBlock(self.cut.layer, self.cut.position, targets, values), sources)
 
 
-_Outcome = tuple[Bool[Tensor, " node"], tuple[Int[Tensor, "2 edge"], ...]]
+class _Cut:
+    """All edges between some nodes, from the top layer down.
+
+    Small cuts are held; of large ones each pass gathers every block anew, so that memory stays
+    below HELD entries and one block.
+    """
+
+    def __init__(self, whole: Whole, nodes: Bool[Tensor, " node"]) -> None:
+        self.whole, self.nodes = whole, nodes
+        self.held: list[_Part] | None = None
+        held, size = [], 0
+        for part in self._joined():
+            held.append(part)
+            size += part.cut.values.numel() + 2 * part.sources.numel()
+            if size > HELD:
+                return
+        self.held = held
+
+    def parts(self) -> Iterable[_Part]:
+        return self._joined() if self.held is None else self.held
+
+    def _joined(self) -> Iterator[_Part]:
+        """Parts of one layer that together fit one strip, zeros included, become one part."""
+        group: list[_Part] = []
+        n_rows = 0
+        for whole in self.whole():
+            part = whole.to(self.nodes)
+            if part is None:
+                continue
+            n_rows += len(part.cut.rows)
+            if group and (
+                group[0].cut.layer != part.cut.layer or n_rows * len(part.sources) > STRIP
+            ):
+                yield _as_one(group)
+                group, n_rows = [], len(part.cut.rows)
+            group.append(part)
+        if group:
+            yield _as_one(group)
+
+
+def _as_one(parts: list[_Part]) -> _Part:
+    """Parts of one layer as one, over the cone of the last, which holds the others'."""
+    last = parts[-1]
+    if len(parts) == 1:
+        return last
+    targets = torch.cat([part.cut.rows for part in parts])
+    values, row = last.cut.values.new_zeros(len(targets), len(last.sources)), 0
+    place = torch.empty(int(last.sources[-1]) + 1, dtype=torch.long)
+    place.index_copy_(0, last.sources, torch.arange(len(last.sources)))
+    for part in parts:
+        stop = row + len(part.cut.rows)
+        columns = place.index_select(0, part.sources)
+        values[row:stop].index_copy_(1, columns, part.cut.values)
+        row = stop
+    return _Part(RowBlock(last.cut.layer, last.cut.position, targets, values), last.sources)
+
+
+Whole = Callable[[], Iterable[_Part]]
+_Outcome = tuple[Bool[Tensor, " node"], Edges]
 
 
 def prune(
@@ -110,53 +184,110 @@ def prune(
         if cap is not None and cap < 1:
             raise InputError(f"{name}={cap} keeps nothing: give at least 1")
     found = influence(rows, weights) if found is None else found
-    ranked = _ranked(rows, found, nodes)
+    ranked, inner = _ranked(rows, found, nodes), rows.index.first_embedding
 
-    def keep(count: int) -> _Outcome:
+    def keep(count: int, whole: Whole) -> tuple[_Outcome, _Cut]:
         candidates = torch.zeros(len(rows.index), dtype=torch.bool)
         candidates[ranked[:count]] = True
-        candidates[rows.index.first_embedding :] = True
-        return _connected(rows, candidates, _strong(rows, weights, candidates, edges, max_edges))
+        candidates[inner:] = True
+        cut = _Cut(whole, candidates)
+        strong = _strong(rows, weights, cut, edges, max_edges)
+        return _connected(rows, candidates, strong), cut
 
+    whole = partial(_whole, rows)
     if max_nodes is None or len(ranked) <= max_nodes:
-        kept = keep(len(ranked))
+        kept = keep(len(ranked), whole)[0]
     else:
-        kept = _largest(keep, max_nodes, len(ranked), rows.index.first_embedding)
+        kept = _largest(keep, whole, max_nodes, len(ranked), inner)
     return Kept(*kept, nodes, edges, max_nodes, max_edges)
 
 
 def cutoff(chunks: Callable[[], Iterable[Float[Tensor, " score"]]], share: float) -> float:
     """The score at which scores, summed from the largest down, first reach `share` of their sum.
 
-    The value that sorting would give, without a sort: the bits of non-negative doubles order as
-    the numbers do, so four passes over `chunks()` settle 16 bits each, by the sum of the scores
-    in every bin. At share 1 every score counts: returns 0.
+    At share 1 every score counts: returns 0.
 
     Args:
-        chunks: called for each pass; yields non-negative float64 tensors, the same each time.
+        chunks: called twice; yields non-negative float64 tensors, the same each time.
         share: 0 to 1.
     """
     if share >= 1:
         return 0.0
-    above, needed, prefix = 0.0, 0.0, 0
-    for shift in (48, 32, 16, 0):
-        bins = torch.zeros(2**16, dtype=torch.float64)
-        for chunk in chunks():
-            bits = chunk.view(torch.int64)
-            if shift < 48:
-                mine = (bits >> (shift + 16)) == prefix
-                bits, chunk = bits[mine], chunk[mine]
-            bins.index_add_(0, (bits >> shift) & 0xFFFF, chunk)
-        if shift == 48:
-            needed = share * float(bins.sum())
-        filled = bins.nonzero()[:, 0].flip(0)
-        if len(filled) == 0:
-            return 0.0
-        falling = above + bins[filled].cumsum(0)
-        place = min(int((falling < needed).sum()), len(filled) - 1)
-        above = float(falling[place - 1]) if place else above
-        prefix = prefix << 16 | int(filled[place])
-    return float(torch.tensor(prefix, dtype=torch.int64).view(torch.float64))
+    bracket = _bracket(chunks(), share)
+    return bracket.settle(torch.cat([chunk[bracket.holds(chunk)] for chunk in chunks()]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Bracket:
+    """Between which two scores a threshold lies: low ≤ threshold < high.
+
+    Attributes:
+        above: sum of the scores from `high` up.
+        needed: the sum to reach.
+        capped: a score that at least as many scores reach as may be kept; 0 where all may be.
+    """
+
+    low: float
+    high: float
+    above: float
+    needed: float
+    capped: float
+
+    def holds(self, scores: Float[Tensor, " score"]) -> Bool[Tensor, " score"]:
+        return (scores >= self.low) & (scores < self.high)
+
+    def settle(self, scores: Float[Tensor, " score"]) -> float:
+        """The threshold, given all scores that the bracket holds."""
+        if not len(scores):
+            return self.low
+        falling = np.sort(scores.numpy())[::-1]
+        reached = self.above + falling.cumsum()
+        return float(falling[min(int((reached < self.needed).sum()), len(falling) - 1)])
+
+
+def _bracket(
+    chunks: Iterable[Float[Tensor, "..."]], share: float, most: int | None = None
+) -> _Bracket:
+    """One counting pass. The bits of non-negative doubles order as the numbers do: the leading 16
+    bins them to a sixteenth of a power of two."""
+    sums, counts = np.zeros(BINS), np.zeros(BINS, dtype=np.int64)
+    for chunk in _joined(chunks):
+        bits = chunk.view(np.int64) >> BITS
+        sums += np.bincount(bits, chunk, BINS)
+        if most is not None:
+            counts += np.bincount(bits, minlength=BINS)
+    needed, capped = share * float(sums.sum()), 0.0
+    filled = sums.nonzero()[0][::-1]
+    if most is not None and counts[filled].sum() > most:
+        capped = _score(filled[int((counts[filled].cumsum() < most).sum())])
+    if share >= 1 or not len(filled):
+        return _Bracket(0.0, 0.0, needed, needed, capped)
+    falling = sums[filled].cumsum()
+    place = min(int((falling < needed).sum()), len(filled) - 1)
+    above = float(falling[place - 1]) if place else 0.0
+    low, high = _score(filled[place]), _score(filled[place] + 1)
+    return _Bracket(low, high, above, needed, capped)
+
+
+def _joined(chunks: Iterable[Float[Tensor, "..."]]) -> Iterator[np.ndarray[Any, Any]]:
+    """The same numbers, some STRIP at a time: counting is slow by the spoonful."""
+    room, filled = np.empty(STRIP), 0
+    for chunk in chunks:
+        flat = chunk.flatten().numpy()
+        if filled + len(flat) > STRIP:
+            yield room[:filled]
+            filled = 0
+        if len(flat) > STRIP:
+            yield flat
+        else:
+            room[filled : filled + len(flat)] = flat
+            filled += len(flat)
+    yield room[:filled]
+
+
+def _score(bin_number: int) -> float:
+    """The least score in a bin."""
+    return float(torch.tensor(int(bin_number) << BITS).view(torch.float64))
 
 
 def _ranked(rows: EdgeRows, found: Float[Tensor, " node"], share: float) -> Int[Tensor, " node"]:
@@ -164,109 +295,138 @@ def _ranked(rows: EdgeRows, found: Float[Tensor, " node"], share: float) -> Int[
     index, threshold = rows.index, cutoff(lambda: [found], share)
     inner = found[: index.first_embedding]
     good = (inner >= threshold) & (inner > 0)
-    good[: index.n_features] &= torch.isin(torch.arange(index.n_features), rows.rows)
-    order = inner.argsort(descending=True, stable=True)
-    return order[good[order]]
+    expanded = torch.zeros(len(index), dtype=torch.bool)
+    expanded[rows.rows] = True
+    good[: index.n_features] &= expanded[: index.n_features]
+    chosen = _places(good)
+    return chosen[inner[chosen].argsort(descending=True, stable=True)]
 
 
 def _largest(
-    keep: Callable[[int], _Outcome], max_nodes: int, most: int, first_embedding: int
+    keep: Callable[[int, Whole], tuple[_Outcome, _Cut]],
+    whole: Whole,
+    max_nodes: int,
+    most: int,
+    first_embedding: int,
 ) -> _Outcome:
-    """The result of `keep(count)` for the largest count, by doubling, then bisection, that fits."""
-    low, high, step, best = max_nodes, most + 1, max_nodes, keep(max_nodes)
+    """The result of `keep` for the largest count, by doubling, then bisection, that fits.
+
+    What is kept of fewer nodes is cut from what was tried of more, not from the rows again.
+    """
+    low, high, step = max_nodes, most + 1, max_nodes
+    best, _ = keep(max_nodes, whole)
     while high - low > 1:
         middle = min(low + step, (low + high) // 2)
-        tried = keep(middle)
+        tried, cut = keep(middle, whole)
         if int(tried[0][:first_embedding].sum()) <= max_nodes:
             low, best, step = middle, tried, 2 * step
         else:
             high = middle
+            whole = whole if cut.held is None else cut.parts
     return best
 
 
-def _parts(rows: EdgeRows, nodes: Bool[Tensor, " node"]) -> list[_Part]:
-    """All blocks cut to `nodes`, from the top layer down; those with nothing left are left out."""
-    parts = []
-    numbers = {id(block): number for number, block in enumerate(rows.blocks)}
+def _whole(rows: EdgeRows) -> Iterator[_Part]:
+    """All blocks as they are, from the top layer down."""
     for block in rows.descending():
-        mine = nodes[block.rows].nonzero()[:, 0]
-        if len(mine) == 0:
-            continue
-        columns = rows.columns(block)
-        theirs = nodes[columns].nonzero()[:, 0]
-        if len(theirs) == 0:
-            continue
-        whole = (len(mine), len(theirs)) == block.values.shape
-        values = block.values if whole else block.values[mine[:, None], theirs]
-        cut = RowBlock(block.layer, block.position, block.rows[mine], values)
-        parts.append(_Part(numbers[id(block)], cut, columns[theirs], mine, theirs))
-    return parts
+        yield _Part(block, rows.columns(block))
 
 
 def _strong(
     rows: EdgeRows,
     weights: Float[Tensor, " target"],
-    nodes: Bool[Tensor, " node"],
+    cut: _Cut,
     share: float,
     max_edges: int | None,
-) -> list[tuple[_Part, Int[Tensor, "2 edge"]]]:
-    """The edges between `nodes` along which the most influence passes, renormalised to them."""
-    parts = _parts(rows, nodes)
+) -> Edges:
+    """The edges of a cut along which the most influence passes, renormalised to it."""
     mass = torch.zeros(len(rows.index), dtype=torch.float64)
     mass[rows.index.first_target :] = weights.double()
-    factors = []
-    for part in parts:
+    ones, factors = torch.ones_like(mass), []
+    for part in cut.parts():
+        here, unit = mass.index_select(0, part.cut.rows), ones[: len(part.sources)]
+        sent = torch.zeros_like(unit)
         for span, absolute in strips(part.cut):
-            sums = absolute.sum(1)
-            factor = mass[part.cut.rows[span]] / sums.where(sums > 0, torch.inf)
-            factors.append(factor)
-            mass[part.sources] += factor @ absolute
+            factor = here[span].div_(torch.mv(absolute, unit).clamp_(min=LEAST))
+            sent.addmv_(absolute.T, factor)
+        mass.index_add_(0, part.sources, sent)
+        factors.append(here[:, None])
 
-    def scored() -> Iterator[tuple[int, slice, Float[Tensor, "target source"]]]:
-        factor = iter(factors)
-        for place, part in enumerate(parts):
+    def scored() -> Iterator[tuple[_Part, slice, Float[Tensor, "target source"]]]:
+        for part, factor in zip(cut.parts(), factors, strict=True):
             for span, absolute in strips(part.cut):
-                yield place, span, absolute.mul_(next(factor)[:, None])
+                yield part, span, absolute.mul_(factor[span])
 
-    threshold = cutoff(lambda: (scores.flatten() for _, _, scores in scored()), share)
-    strong, strength = [], []
-    for place, span, scores in scored():
-        row, column = ((scores >= threshold) & (scores > 0)).nonzero(as_tuple=True)
-        strong.append((parts[place], torch.stack([row + span.start, column])))
-        strength.append(scores[row, column])
-    if max_edges is None or sum(map(len, strength)) <= max_edges:
-        return strong
-    keep = torch.zeros(sum(map(len, strength)), dtype=torch.bool)
-    keep[torch.cat(strength).topk(max_edges).indices] = True
-    split = keep.split([len(scores) for scores in strength])
-    return [(part, edges[:, mine]) for (part, edges), mine in zip(strong, split, strict=True)]
+    bracket = _bracket((scores for _, _, scores in scored()), share, max_edges)
+    strong, strength = _at_least(max(bracket.low, bracket.capped, SMALLEST), scored())
+    if bracket.capped <= bracket.low:
+        good = strength >= bracket.settle(strength[bracket.holds(strength)])
+        strong, strength = _only(strong, good), strength[good]
+    if max_edges is not None and len(strength) > max_edges:
+        good = torch.zeros(len(strength), dtype=torch.bool)
+        good[strength.topk(max_edges).indices] = True
+        strong = _only(strong, good)
+    return strong
 
 
-def _connected(
-    rows: EdgeRows,
-    nodes: Bool[Tensor, " node"],
-    strong: list[tuple[_Part, Int[Tensor, "2 edge"]]],
-) -> _Outcome:
+def _at_least(
+    low: float, scored: Iterable[tuple[_Part, slice, Float[Tensor, "target source"]]]
+) -> tuple[Edges, Float[Tensor, " edge"]]:
+    """Edges with a score from `low` up, by target and source, and their scores."""
+    pieces = []
+    for part, span, scores in scored:
+        row, column = map(torch.from_numpy, (scores.numpy() >= low).nonzero())
+        place = (row * scores.shape[1]).add_(column)
+        pieces.append(
+            (
+                part.cut.rows[span].index_select(0, row),
+                part.sources.index_select(0, column),
+                part.cut.values[span].flatten().index_select(0, place),
+                scores.flatten().index_select(0, place),
+            )
+        )
+    pieces = sorted(
+        (piece for piece in pieces if len(piece[0])), key=lambda piece: int(piece[0][0])
+    )
+    if not pieces:
+        none = torch.empty(0, dtype=torch.long)
+        return Edges(none, none, none.float()), none.double()
+    targets, sources, weights, strength = map(torch.cat, zip(*pieces, strict=True))
+    if not (targets[1:] >= targets[:-1]).all():  # targets at several positions take turns
+        order = targets.argsort(stable=True)
+        targets, sources, weights, strength = (
+            piece[order] for piece in (targets, sources, weights, strength)
+        )
+    return Edges(targets, sources, weights), strength
+
+
+def _connected(rows: EdgeRows, nodes: Bool[Tensor, " node"], edges: Edges) -> _Outcome:
     """Drop nodes without an edge on the side they need, and their edges, until nothing changes."""
     index = rows.index
-    empty = [torch.empty(0, dtype=torch.long)]
-    targets = torch.cat(empty + [part.cut.rows[edges[0]] for part, edges in strong])
-    sources = torch.cat(empty + [part.sources[edges[1]] for part, edges in strong])
-    alive = torch.ones_like(targets, dtype=torch.bool)
     while True:
-        gives, takes = torch.zeros_like(nodes), torch.zeros_like(nodes)
-        gives[sources[alive]] = True
-        takes[targets[alive]] = True
+        gives = torch.bincount(edges.sources, minlength=len(index)) > 0
+        takes = torch.bincount(edges.targets, minlength=len(index)) > 0
         gives[index.first_embedding :] = True
         takes[index.first_error :] = True
         left = nodes & gives & takes
-        if bool((left == nodes).all()):
-            break
+        if torch.equal(left, nodes):
+            return nodes, edges
         nodes = left
-        alive = alive & nodes[sources] & nodes[targets]
-    places: list[list[Tensor]] = [[torch.empty(2, 0, dtype=torch.long)] for _ in rows.blocks]
-    lengths = [edges.shape[1] for _, edges in strong]
-    for (part, edges), mine in zip(strong, alive.split(lengths) if strong else (), strict=True):
-        row, column = edges[:, mine]
-        places[part.number].append(torch.stack([part.rows[row], part.columns[column]]))
-    return nodes, tuple(torch.cat(pieces, 1) for pieces in places)
+        edges = _only(
+            edges, nodes.index_select(0, edges.sources) & nodes.index_select(0, edges.targets)
+        )
+
+
+def _only(edges: Edges, which: Bool[Tensor, " edge"]) -> Edges:
+    keep = _places(which)
+    return edges if len(keep) == len(which) else Edges(*(a.index_select(0, keep) for a in edges))
+
+
+def _among(rows: Int[Tensor, " some"], nodes: Bool[Tensor, " node"]) -> Int[Tensor, " place"]:
+    """Places in `rows` of those that are among `nodes`."""
+    return torch.from_numpy(nodes.numpy().take(rows.numpy()).nonzero()[0])
+
+
+def _places(mask: Bool[Tensor, " place"]) -> Int[Tensor, " true"]:
+    """Where a mask holds; `nonzero`, by numpy at a tenth of the cost."""
+    return torch.from_numpy(mask.numpy().nonzero()[0])

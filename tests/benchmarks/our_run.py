@@ -42,7 +42,7 @@ def attribute(folder: Path, max_features: int | None, matrix: Path | None) -> di
 
         tensors = {"features": local.features, "matrix": rows.dense(), "rows": rows.rows}
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, matrix)
-    planned = estimate(local, len(directions), max_features, rate=None)
+    planned = estimate(local, directions, max_features, rate=None)
     return {
         **meter.figures,
         "active_features": len(local.features),
@@ -69,7 +69,7 @@ def floor(folder: Path) -> dict[str, Any]:
     with Meter() as meter:
         edges_of(local, directions, None)
     rate = statistics.mean((before, product_rate()))
-    flops = estimate(local, len(directions), None, rate=None).flops
+    flops = estimate(local, directions, None, rate=None).flops
     return {
         **meter.figures,
         "gflop": flops / 1e9,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from circuit_tracer import influence as module
 from circuit_tracer.errors import InputError
-from circuit_tracer.influence import cumulative, influence, scores
+from circuit_tracer.influence import cumulative, flow, influence, scores
 
 TIGHT = 1e-12
 seeds = st.integers(0, 10_000)
@@ -37,6 +37,22 @@ def test_one_pass_is_the_closed_form(toy, seed, expanded):
     n, unit = normalised(graph), torch.eye(len(graph.index), dtype=torch.float64)
     closed = own(graph) @ (torch.linalg.inv(unit - n) - unit)
     assert torch.allclose(influence(graph.edges, graph.weights), closed, rtol=0, atol=TIGHT)
+
+
+@settings(max_examples=12, deadline=None)
+@given(seeds, shares)
+def test_the_pass_counts_what_is_in_the_rows(toy, seed, expanded):
+    graph = toy(seed, expanded=expanded, n_features=40)
+    index, dense = graph.index, graph.dense()
+    found = flow(graph.edges, graph.weights)
+    assert torch.allclose(found.signed, dense.sum(1), rtol=0, atol=TIGHT)
+    assert torch.allclose(found.absolute, dense.abs().sum(1), rtol=0, atol=TIGHT)
+    assert found.n_edges == int(dense.count_nonzero())
+    assert torch.equal(found.rows.sort().values, graph.edges.rows)
+    for layer in range(index.n_layers):
+        mine = index.layers.clamp(min=0) == layer
+        wanted = dense[found.rows][:, mine].abs().sum(1)
+        assert torch.allclose(found.by_layer[:, layer], wanted, rtol=0, atol=TIGHT)
 
 
 @settings(max_examples=10, deadline=None)

@@ -7,6 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from circuit_tracer import influence as influence_module
+from circuit_tracer import prune as module
 from circuit_tracer.errors import InputError
 from circuit_tracer.influence import influence, scores
 from circuit_tracer.prune import cutoff, prune
@@ -56,8 +58,7 @@ def naive(graph, nodes, edges):
 
 def dense_edges(graph, kept):
     mask = torch.zeros(len(graph.index), len(graph.index), dtype=torch.bool)
-    for block, (row, column) in zip(graph.edges.blocks, kept.edges, strict=True):
-        mask[block.rows[row], graph.edges.columns(block)[column]] = True
+    mask[kept.edges.targets, kept.edges.sources] = True
     return mask
 
 
@@ -145,10 +146,7 @@ def test_what_is_left_stands(toy, seed, nodes, edges):
     )
     again = prune(left, graph.weights, 1.0, 1.0)
     assert torch.equal(again.nodes, kept.nodes)
-    found = torch.zeros_like(mask)
-    for block, (row, column) in zip(left.blocks, again.edges, strict=True):
-        found[block.rows[row], left.columns(block)[column]] = True
-    assert torch.equal(found, mask)
+    assert torch.equal(dense_edges(graph, again), mask)
 
 
 @settings(max_examples=12, deadline=None)
@@ -163,11 +161,47 @@ def test_max_nodes_is_kept_and_used(toy, seed, cap, edges):
         assert torch.equal(kept.nodes, everything.nodes)
 
 
+@settings(max_examples=15, deadline=None)
+@given(seeds, levels, levels, st.sampled_from([None, 5, 15]))
+def test_how_blocks_are_held_and_joined_changes_nothing(toy, seed, nodes, edges, cap):
+    """One strip for a layer, a strip for every row, and blocks gathered anew for every pass."""
+    graph = toy(seed, expanded=0.8)
+    found = graph.influence
+    usual = prune(graph.edges, graph.weights, nodes, edges, cap, found=found)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(influence_module, "STRIP", 1)
+        patch.setattr(module, "STRIP", 1)
+        patch.setattr(module, "HELD", 0)
+        other = prune(graph.edges, graph.weights, nodes, edges, cap, found=found)
+    assert torch.equal(usual.nodes, other.nodes)
+    for one, same in zip(usual.edges, other.edges, strict=True):
+        assert torch.equal(one, same)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seeds, levels, levels)
+def test_kept_edges_are_those_of_the_graph_in_order(toy, seed, nodes, edges):
+    graph = toy(seed, n_targets=5)
+    targets, sources, weights = prune(graph.edges, graph.weights, nodes, edges).edges
+    places = targets * len(graph.index) + sources
+    assert (places[1:] > places[:-1]).all()
+    assert torch.equal(graph.dense()[targets, sources], weights)
+
+
 @settings(max_examples=20, deadline=None)
 @given(seeds, st.integers(1, 60))
 def test_max_edges(toy, seed, cap):
+    """The strongest: with a cap that bites, some share keeps the same edges."""
     graph = toy(seed)
-    assert prune(graph.edges, graph.weights, max_edges=cap).n_edges <= cap
+    kept = prune(graph.edges, graph.weights, 1.0, 1.0, max_edges=cap)
+    assert kept.n_edges <= cap
+    n = graph.dense().double().abs()
+    n /= n.sum(1, keepdim=True).clamp(min=1e-300)
+    mass = graph.influence.clone()
+    mass[graph.index.first_target :] = graph.weights
+    score = n * mass[:, None]
+    least = score.flatten().sort(descending=True).values[min(cap, score.numel()) - 1]
+    assert (score[kept.edges.targets, kept.edges.sources] >= least - 1e-12).all()
 
 
 @settings(max_examples=12, deadline=None)
