@@ -1,30 +1,37 @@
-"""Paths through a layered graph of plain edges, numbered 0 to n: the strongest, and all at once.
+"""Paths through a graph of plain edges without loops, places numbered 0 to n.
 
 The share of a path is the product of the shares of its edges. There are far too many to list, but
 the k strongest into a node are made of the k strongest into each of its inputs, and the sum of all
-of them of the sums there: one pass upward gives either exactly.
+of them of the sums there: one pass along the order of the places gives either exactly. So does the
+share that passes any of several places: what is counted at the first of them on the way down goes
+no further, so that nothing counts twice.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
 
 
-@dataclass(frozen=True)
-class Layered:
+@dataclass(frozen=True, eq=False)
+class Wiring:
     """Edges between places, and an order of the places in which every edge leads forward.
 
     Attributes:
-        sources, shares: of every edge, by its number.
-        inputs: for every place the numbers of the edges that end there.
+        sources, targets, shares: of every edge, by its number.
+        inputs, outputs: for every place the numbers of the edges that end there, and start there.
         order: all places.
     """
 
     sources: Sequence[int]
+    targets: Sequence[int]
     shares: Sequence[float]
     inputs: Sequence[Sequence[int]]
+    outputs: Sequence[Sequence[int]]
     order: Sequence[int]
 
     def strongest(
@@ -53,6 +60,54 @@ class Layered:
                 sums[self.sources[edge]] * self.shares[edge] for edge in self.inputs[place]
             )
         return sums
+
+    def leaving(self, ends: Mapping[int, float]) -> list[float]:
+        """For every place the summed shares of all paths that lead from there to the ends."""
+        sums = [0.0] * len(self.outputs)
+        for place in reversed(self.order):
+            sums[place] = ends.get(place, 0.0) + sum(
+                sums[self.targets[edge]] * self.shares[edge] for edge in self.outputs[place]
+            )
+        return sums
+
+    def passing(self, ends: Mapping[int, float], groups: Sequence[int], count: int) -> list[float]:
+        """For each group of places, the share of what drives the ends that passes any of them.
+
+        Args:
+            groups: for every place the number of its group, below `count`, or -1 for none.
+        """
+        reached = np.zeros((len(self.order), count))
+        passed = [0.0] * count
+        for place, factor in ends.items():
+            reached[place] = factor
+        for place in reversed(self.order):
+            here, group = reached[place], groups[place]
+            if group >= 0:
+                passed[group] += float(here[group])
+                here[group] = 0.0
+            sources, shares = self._incoming[place]
+            if len(sources):
+                reached[sources] += shares * here
+        return passed
+
+    def reach(self, starts: Iterable[int], down: bool = False) -> set[int]:
+        """All places that paths lead to from the starts, they included; `down`: come from."""
+        edges_at, far = (self.inputs, self.sources) if down else (self.outputs, self.targets)
+        seen = set(starts)
+        waiting = list(seen)
+        while waiting:
+            for edge in edges_at[waiting.pop()]:
+                if far[edge] not in seen:
+                    seen.add(far[edge])
+                    waiting.append(far[edge])
+        return seen
+
+    @cached_property
+    def _incoming(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For every place (sources, shares as a column) of the edges that end there."""
+        sources, shares = np.array(self.sources, dtype=np.int64), np.array(self.shares)
+        numbers = [np.array(edges, dtype=np.int64) for edges in self.inputs]
+        return [(sources[edges], shares[edges, None]) for edges in numbers]
 
     def _ways(self, starts: Mapping[int, float], k: int) -> dict[int, list[tuple[float, int, int]]]:
         """For every place its k best ways from the starts: (share, last edge or -1, rank before).
@@ -91,3 +146,31 @@ class Layered:
             edges.append(edge)
             place = self.sources[edge]
         return edges[::-1]
+
+
+def topological(
+    layers: Sequence[int], targets: Sequence[int], outputs: Sequence[Sequence[int]]
+) -> list[int]:
+    """All places so that every edge leads forward, lower layers first where that leaves a choice.
+
+    Places on a loop, and what comes after it, are missing.
+
+    Args:
+        layers: of every place.
+        targets: of every edge.
+        outputs: for every place the numbers of the edges that start there.
+    """
+    waiting = [0] * len(layers)
+    for target in targets:
+        waiting[target] += 1
+    ready = [(layer, place) for place, layer in enumerate(layers) if not waiting[place]]
+    heapq.heapify(ready)
+    order = []
+    while ready:
+        _, place = heapq.heappop(ready)
+        order.append(place)
+        for edge in outputs[place]:
+            waiting[targets[edge]] -= 1
+            if not waiting[targets[edge]]:
+                heapq.heappush(ready, (layers[targets[edge]], targets[edge]))
+    return order

@@ -28,6 +28,8 @@ def sentences(circuit: Circuit) -> list[str]:
     said += _about_between(circuit) if circuit.part_of else _about_scores(circuit)
     if not circuit.part_of and (best := circuit.paths(k=1)):
         said.append(f"The strongest path is {best[0]}.")
+        said.append(_about_waist(circuit))
+    said.append(_about_unseen(circuit))
     said.append(
         UNKNOWN
         if math.isnan(circuit.closure_error)
@@ -58,6 +60,7 @@ def about(circuit: Circuit) -> dict[str, str | float | int]:
         "transcoder kind": origin.transcoder_kind,
         "dtype": origin.dtype,
         "ignored positions": ", ".join(map(str, origin.ignored_positions)),
+        "ignored positions add": _about_ignored(circuit),
         "nodes": f"{len(circuit.nodes):,} of {circuit.n_all_nodes:,}",
         "edges": f"{len(circuit.weights):,} of {circuit.n_all_edges:,}",
         "closure error": None if math.isnan(circuit.closure_error) else circuit.closure_error,
@@ -65,6 +68,16 @@ def about(circuit: Circuit) -> dict[str, str | float | int]:
         **{f"{name} version": version for name, version in origin.versions.items()},
     }
     return {name: value for name, value in said.items() if value is not None and value != ""}
+
+
+def _about_ignored(circuit: Circuit) -> str:
+    """What ignored positions add to the value of each target that is shown."""
+    shown = [node for node in circuit.nodes if node.kind == "logit" and node.id in circuit.ignored]
+    if not circuit.provenance.ignored_positions or math.isnan(circuit.closure_error):
+        return ""
+    return ", ".join(
+        f"{circuit.ignored[node.id]:+.3g} to {node.label} at {node.position}" for node in shown
+    )
 
 
 def notices(circuit: Circuit) -> tuple[str, ...]:
@@ -81,8 +94,11 @@ def notices(circuit: Circuit) -> tuple[str, ...]:
 
 def _about_targets(circuit: Circuit) -> str:
     targets = [node for node in circuit.nodes if node.kind == "logit"]
+    several = len({node.position for node in targets}) > 1
     listed = ", ".join(
-        node.label + ("" if node.probability is None else f" ({percent(node.probability)})")
+        node.label
+        + (f" at {node.position}" if several else "")
+        + ("" if node.probability is None else f" ({percent(node.probability)})")
         for node in targets[:3]
     )
     more = f" and {len(targets) - 3} more" if len(targets) > 3 else ""
@@ -112,12 +128,39 @@ def _about_scores(circuit: Circuit) -> list[str]:
 
 
 def _about_between(circuit: Circuit) -> list[str]:
-    start, end = circuit.part_of or ("", "")
+    starts, ends = circuit.part_of or ((), ())
+    start, end = _either(starts), _either(ends)
     if not circuit.nodes:
         return [f"No path leads from {start} to {end}."]
-    best = circuit.paths(start, end, k=1)
+    best = circuit.paths(k=1)
     strongest = f"; the strongest is {best[0]}" if best else ""
     return [
         f"They are all that lies between {start} and {end}: paths between the two carry "
-        f"{percent(circuit.flow(start, end))} of what drives {end}{strongest}."
+        f"{percent(circuit.flow())} of what drives {end}{strongest}."
     ]
+
+
+def _either(names: tuple[str, ...]) -> str:
+    more = f" or {len(names) - 3} more" if len(names) > 3 else ""
+    return " or ".join(names[:3]) + more
+
+
+def _about_waist(circuit: Circuit) -> str:
+    """The feature that most passes."""
+    through = circuit.bottlenecks(k=1)
+    if not through or through[0][1] == 0:
+        return ""
+    node, share = through[0]
+    return (
+        f"Of what runs from the tokens to the targets, {percent(share)} passes {node.label} "
+        f"at {node.position}, more than any other feature."
+    )
+
+
+def _about_unseen(circuit: Circuit) -> str:
+    """What ignored positions add, which no share says anything of."""
+    added = _about_ignored(circuit)
+    if not added or not any(circuit.ignored.values()):
+        return ""
+    places = ", ".join(map(str, circuit.provenance.ignored_positions))
+    return f"Features and errors at ignored positions ({places}) are in no share; they add {added}."

@@ -7,11 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from circuit_tracer import cut
 from circuit_tracer import influence as influence_module
-from circuit_tracer import prune as module
+from circuit_tracer import threshold as threshold_module
 from circuit_tracer.errors import InputError
 from circuit_tracer.influence import influence, scores
-from circuit_tracer.prune import cutoff, prune
+from circuit_tracer.prune import prune
+from circuit_tracer.threshold import cutoff
 
 seeds = st.integers(0, 10_000)
 levels = st.sampled_from([0.0, 0.3, 0.5, 0.8, 0.95, 0.98, 1.0])
@@ -170,8 +172,9 @@ def test_how_blocks_are_held_and_joined_changes_nothing(toy, seed, nodes, edges,
     usual = prune(graph.edges, graph.weights, nodes, edges, cap, found=found)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(influence_module, "STRIP", 1)
-        patch.setattr(module, "STRIP", 1)
-        patch.setattr(module, "HELD", 0)
+        patch.setattr(threshold_module, "STRIP", 1)
+        patch.setattr(cut, "STRIP", 1)
+        patch.setattr(cut, "HELD", 0)
         other = prune(graph.edges, graph.weights, nodes, edges, cap, found=found)
     assert torch.equal(usual.nodes, other.nodes)
     for one, same in zip(usual.edges, other.edges, strict=True):
