@@ -323,6 +323,7 @@ class Graph:
             n_layers=index.n_layers,
             notes=self.notes,
             ignored=self.ignored_sources,
+            faithfulness=self.faithfulness,
         )
 
     @cached_property

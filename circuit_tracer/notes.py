@@ -33,17 +33,29 @@ def describe(
     with torch.no_grad():
         for layer in sorted({layer for layer, _ in wanted}):
             ids = [feature for at, feature in wanted if at == layer]
-            writes = _writes(model, layer, torch.tensor(ids))
-            for feature, scores in zip(ids, _scores(model, writes), strict=True):
-                up, down = scores.topk(min(k, len(scores))), (-scores).topk(min(k, len(scores)))
-                notes[layer, feature] = FeatureNote(
-                    promoted=_named(model, up.indices, up.values),
-                    suppressed=_named(model, down.indices, -down.values),
-                )
+            rows = writes(model, layer, torch.tensor(ids))
+            for feature, note in zip(ids, spoken(model, rows, k), strict=True):
+                notes[layer, feature] = note
     return notes
 
 
-def _writes(
+def spoken(
+    model: ReplacementModel, vectors: Float[Tensor, "vector d_model"], k: int = 8
+) -> list[FeatureNote]:
+    """Tokens that vectors in the residual stream raise and lower most."""
+    notes = []
+    for scores in _scores(model, vectors):
+        up, down = scores.topk(min(k, len(scores))), (-scores).topk(min(k, len(scores)))
+        notes.append(
+            FeatureNote(
+                promoted=_named(model, up.indices, up.values),
+                suppressed=_named(model, down.indices, -down.values),
+            )
+        )
+    return notes
+
+
+def writes(
     model: ReplacementModel, layer: int, ids: Int[Tensor, " feature"]
 ) -> Float[Tensor, "feature d_model"]:
     """Decoder rows summed over the layers they write to, post-MLP norm weights applied."""

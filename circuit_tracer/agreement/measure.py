@@ -117,12 +117,12 @@ def measure(
     """
     if tokens is not None and tokens < 1:
         raise InputError(f"tokens must be at least 1, not {tokens}")
-    pieces = list(_pieces(model, texts))
-    wanted = sum(len(piece) for piece in pieces)
+    cut = list(pieces(model, texts))
+    wanted = sum(len(piece) for piece in cut)
     wanted = wanted if tokens is None else min(wanted, tokens)
     sums = _Sums(model)
     with torch.no_grad():
-        for ids in pieces:
+        for ids in cut:
             left = None if tokens is None else tokens - sums.positions
             if left is not None and left < 1:
                 break
@@ -137,7 +137,7 @@ def measure(
     return sums.agreement()
 
 
-def _pieces(
+def pieces(
     model: ReplacementModel, texts: Iterable[str | Sequence[int]]
 ) -> Iterator[Int[Tensor, " position"]]:
     """Token ids of every text, in pieces that the model can read at once."""

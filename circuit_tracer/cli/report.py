@@ -28,6 +28,8 @@ def text(graph: ct.Graph, circuit: ct.Circuit, verbose: bool = False) -> str:
         f"strongest paths, at most {STRAIGHT} of them straight\n{paths(circuit)}",
         figures(graph, circuit),
     ]
+    if graph.faithfulness is not None:
+        parts.append(f"is it true? {graph.faithfulness}")
     if verbose and graph.provenance.ignored_positions:
         parts.append(ignored(graph))
     return "\n\n".join(parts)

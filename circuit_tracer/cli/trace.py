@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 import webbrowser
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +76,8 @@ class Timings:
     help="Write the pruned graph in Neuronpedia's schema; - prints it and nothing else "
     "(and writes a page only where -o asks for one).",
 )
+@click.option("--verify", is_flag=True, help="Test the graph by interventions on the model, and "
+              "say in terminal, page and --save file how far it can be trusted.")  # fmt: skip
 @click.option("--estimate", is_flag=True, help="Say what the run would take, and stop there.")
 @click.option("--open", "open_page", is_flag=True, help="Open the page in a browser.")
 @click.option("-q", "--quiet", is_flag=True, help="Print the page's path only.")
@@ -101,6 +103,9 @@ def trace(**given: Any) -> None:
         else:
             graph = run(given, prompt, model, report)
             timings.lap("tracing")
+            if given["verify"]:
+                graph = verify(given, graph, model, report)
+                timings.lap("verifying")
             report(1.0, "writing")
             write(given, graph, page)
             timings.lap("writing")
@@ -209,6 +214,18 @@ def run(
     import circuit_tracer as ct
 
     return ct.trace(prompt, model, **settings(given), kernels=given["kernels"], progress=report)
+
+
+def verify(
+    given: dict[str, Any], graph: ct.Graph, model: ct.ReplacementModel, report: progress.Report
+) -> ct.Graph:
+    """The graph with its faithfulness card, asked of the circuit that is shown."""
+    import circuit_tracer as ct
+
+    circuit = graph.prune(nodes=given["node_threshold"], edges=given["edge_threshold"])
+    named = targets(given)["targets"]
+    card = ct.faithfulness(graph, model, circuit, targets=named, progress=report)
+    return replace(graph, faithfulness=card)
 
 
 def write(given: dict[str, Any], graph: ct.Graph, page: Path | None) -> None:

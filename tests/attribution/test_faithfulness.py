@@ -10,19 +10,23 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from click.testing import CliRunner
 from torch import nn
 
 import circuit_tracer as ct
 from circuit_tracer.card import Faithfulness
+from circuit_tracer.cli import report
+from circuit_tracer.cli.main import trace
 from circuit_tracer.edges import EdgeRows, RowBlock
 from circuit_tracer.models.adapter import Adapter
-from circuit_tracer.patched import Hold
+from circuit_tracer.patched import Hold, Patch
 from circuit_tracer.replacement import ReplacementModel
-from circuit_tracer.verify.circuits import alone, like_it
+from circuit_tracer.verify.circuits import alone, like_it, necessity, sufficiency
 from circuit_tracer.verify.jacobian import jacobian_cosines
-from circuit_tracer.verify.propagation import edge_error, predicted
+from circuit_tracer.verify.propagation import Propagation, edge_error, predicted
 from circuit_tracer.verify.ranks import correlation, spearman
 from circuit_tracer.verify.subject import Subject
+from circuit_tracer.view.payload import encode
 
 EXACT = 1e-12  # float64
 PROMPT = "The opposite of small is"
@@ -82,6 +86,13 @@ def test_edges_are_what_ablations_do_in_the_direct_mode(family, given):
     assert edge_error(subject, some(graph)) < tolerance
 
 
+@pytest.mark.parametrize("how", [dict(answer=[5, 6, 7]), dict(positions=[2, -1])])
+def test_answers_and_several_positions_are_read_where_they_were(how):
+    graph, subject = traced(tiny.replacement("gpt2"), **how)
+    wanted = graph.edges.value[graph.index.first_target :]
+    torch.testing.assert_close(subject.before.values[0], wanted, atol=EXACT, rtol=0)
+
+
 @pytest.mark.parametrize("ignored", ["bos", "none"])
 def test_the_clean_pass_read_as_changed_ones_are_gives_the_targets_values(ignored):
     targets = [" w9", ct.Difference(5, 6), ct.At(7, 2), (1, 3, 4)]
@@ -107,6 +118,18 @@ def test_paths_foretell_small_changes_where_mlps_are_their_transcoders():
         hold = Hold(frozenset(range(layer + 1)), patterns=True, norms=True)
         moved = (subject.read(patch, hold).values - subject.before.values)[0] / small
         torch.testing.assert_close(moved, said[number], atol=1e-7, rtol=0)
+
+
+def test_taking_nothing_away_changes_nothing():
+    graph, subject = traced(tiny.replacement("gemma2", kind="clt"))
+    rows = some(graph, 4)
+    hold = Hold(frozenset(), patterns=True)
+    patch = Patch(subject.model.adapter, subject.model.transcoders, [()] * 4)
+    reading = subject.read(patch, hold)
+    propagation = Propagation(subject, rows)
+    propagation.add(0, rows, reading)
+    assert propagation.steps() == ()
+    assert all(sums.outside < EXACT for sums in propagation.sums.values())
 
 
 def test_an_ablation_is_the_constrained_intervention():
@@ -153,15 +176,13 @@ def test_every_family_has_a_derivative_and_random_transcoders_miss_it(family):
     assert any(cosine != 0 for cosine in cosines)
 
 
-def test_the_whole_graph_as_a_circuit_is_no_better_than_chance_and_keeps_everything():
-    model = own_replacement()
-    graph, _ = traced(model)
-    card = ct.faithfulness(graph, model, circuit=graph.prune(nodes=1.0, edges=1.0))
-    assert card.circuit_features == card.active_features
-    for needed in card.necessity:
+def test_all_features_as_a_circuit_are_no_better_than_chance_and_keep_everything():
+    graph, subject = traced(own_replacement())
+    every = torch.arange(graph.index.n_features)
+    for needed in necessity(subject, every):
         assert needed.random_after == pytest.approx([needed.after] * 5)
         assert not needed.ok
-    for enough in card.sufficiency:
+    for enough in sufficiency(subject, every):
         assert enough.share == pytest.approx(1)
         assert enough.random_share == pytest.approx(1)
 
@@ -199,7 +220,12 @@ def shuffled(graph):
     """The same nodes with edges dealt out anew."""
     draw = torch.Generator().manual_seed(0)
     blocks = tuple(
-        RowBlock(b.layer, b.position, b.rows, b.values[:, torch.randperm(b.values.shape[1], generator=draw)])
+        RowBlock(
+            b.layer,
+            b.position,
+            b.rows,
+            b.values[:, torch.randperm(b.values.shape[1], generator=draw)],
+        )
         for b in graph.edges.blocks
     )
     edges = graph.edges
@@ -225,8 +251,12 @@ def test_the_bundled_models_card(bundled):
     assert all(0 <= step.outside <= 1 for step in card.steps)
     assert [one.ok for one in card.necessity] == [True, True]
     assert all(kept.share > 0.8 > kept.random_share for kept in card.sufficiency)
-    assert card.verdict.startswith("Partly borne out: 6 of 7")
-    numbers = [float(one) for one in json.dumps(card.to_plain()).replace(",", " ").split() if _is_number(one)]
+    assert card.verdict.startswith("Partly borne out: 7 of 8")
+    numbers = [
+        float(one)
+        for one in json.dumps(card.to_plain()).replace(",", " ").split()
+        if _is_number(one)
+    ]
     assert all(math.isfinite(one) for one in numbers)
 
 
@@ -252,6 +282,40 @@ def test_the_card_is_kept_in_the_file(bundled, tmp_path):
     assert Faithfulness.from_plain(json.loads(json.dumps(card.to_plain()))) == card
 
 
+def test_the_page_and_the_terminal_say_it(bundled):
+    _, graph, card = bundled
+    silent, circuit = graph.prune(), replace(graph, faithfulness=card).prune()
+    assert silent.drawing().checks == ()
+    checks = dict(circuit.drawing().checks)
+    assert checks["verdict"] == card.verdict
+    assert "published 0.72" in checks["Spearman, targets' values"]
+    assert "frozen" in checks["known limits"]
+    header = encode(circuit.drawing())
+    assert b"published 0.72" in header and b"published 0.72" not in encode(silent.drawing())
+    said = report.text(replace(graph, faithfulness=card), circuit)
+    assert f"is it true? {card.verdict}" in said
+    assert "is it true?" not in report.text(graph, silent)
+
+
+def test_trace_verify_keeps_the_card(tmp_path):
+    graph = tmp_path / "graph.safetensors"
+    arguments = [PROMPT, "--verify", "-o", str(tmp_path / "page.html"), "--save", str(graph)]
+    arguments += ["--target-difference", " large", " tiny"]
+    done = CliRunner().invoke(trace, arguments)
+    assert done.exit_code == 0, done.output
+    kept = ct.Graph.load(graph).faithfulness
+    assert f"is it true? {kept.verdict}" in done.output
+    assert kept.edge_error < 1e-8
+
+
+@pytest.mark.parametrize("change", [{"steps": 3}, {"edge_error": "x"}, {"other": 1}, None])
+def test_a_damaged_card_is_a_damaged_file(bundled, tmp_path, change):
+    _, graph, card = bundled
+    plain = None if change is None else card.to_plain() | change
+    with pytest.raises(ValueError, match="card cannot be read"):
+        Faithfulness.from_plain(plain)
+
+
 def test_a_shuffled_graph_is_found_out(bundled):
     model, graph, _ = bundled
     card = ct.faithfulness(shuffled(graph), model, max_ablations=30)
@@ -267,6 +331,8 @@ def test_random_transcoders_are_found_out(bundled):
     card = ct.faithfulness(ct.trace(PROMPT, model), model, max_ablations=30)
     assert card.checks[0][1]  # the arithmetic is right all the same
     assert card.verdict.startswith("Not to be relied on")
+    assert card.steps[1].nmse > 1
+    assert card.sufficiency[0].share < 0.2
     assert abs(card.mean_jacobian) < 0.1
 
 
@@ -294,6 +360,8 @@ def test_graphs_of_something_else_are_refused(tmp_path):
         ct.faithfulness(graph, other)
     with pytest.raises(ct.CircuitTracerError, match="has 3 layers and tiny llama has 2"):
         ct.faithfulness(graph, tiny.replacement(layers=2))
+    with pytest.raises(ct.CircuitTracerError, match="has no features"):
+        ct.faithfulness(ct.trace([2], model), model)
     with pytest.raises(ct.CircuitTracerError, match="at least 1"):
         ct.faithfulness(graph, model, max_ablations=0)
     named = ct.trace(tiny.PROMPT, model, [ct.Difference(5, 6)])
