@@ -42,8 +42,8 @@ _HOMES = {
     "Node": "nodes",
     "ReplacementModel": "replacement",
     "Scale": "changes",
-    "faithfulness": "verify.measure",
     "compare": "comparing.compare",
+    "faithfulness": "verify.measure",
     "load": "loading",
     "trace": "tracing",
 }
@@ -62,6 +62,7 @@ __all__ = [
     "ReplacementModel",
     "Scale",
     "compare",
+    "faithfulness",
     "load",
     "trace",
 ]

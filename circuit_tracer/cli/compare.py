@@ -36,29 +36,68 @@ GRAPHS = (".safetensors", ".json")
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
 )
 @click.argument("prompts", metavar="NAME=PROMPT|GRAPH…", nargs=-1)
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE.html",
-              help="Write the comparison as a page.")
-@click.option("--model", "models", multiple=True, metavar="[NAME=]ID|DIR",
-              help="A model, or one for each name.  [default: the bundled one]")
-@click.option("--transcoders", "sets", multiple=True, metavar="[NAME=]ID|DIR",
-              help="Its transcoders, or those of each name.")
-@click.option("--match", type=click.Choice(["id", "decoder"]), default="id",
-              help="When two features are one: equal layer and id, or decoders that write alike "
-              "(for different checkpoints or transcoders).")
-@click.option("--corpus", type=click.Path(path_type=Path), metavar="FILE.tsv",
-              help="Parallel texts for the baseline, a column a language.  [default: the bundled "
-              "corpus for the bundled model]")
-@click.option("--rows", type=click.IntRange(min=2), metavar="N", default=40,
-              help="Rows of the corpus to run at most.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE.html",
+    help="Write the comparison as a page.",
+)
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    metavar="[NAME=]ID|DIR",
+    help="A model, or one for each name.  [default: the bundled one]",
+)
+@click.option(
+    "--transcoders",
+    "sets",
+    multiple=True,
+    metavar="[NAME=]ID|DIR",
+    help="Its transcoders, or those of each name.",
+)
+@click.option(
+    "--match",
+    type=click.Choice(["id", "decoder"]),
+    default="id",
+    help="When two features are one: equal layer and id, or decoders that write alike "
+    "(for different checkpoints or transcoders).",
+)
+@click.option(
+    "--corpus",
+    type=click.Path(path_type=Path),
+    metavar="FILE.tsv",
+    help="Parallel texts for the baseline, a column a language.  [default: the bundled "
+    "corpus for the bundled model]",
+)
+@click.option(
+    "--rows",
+    type=click.IntRange(min=2),
+    metavar="N",
+    default=30,
+    help="Rows of the corpus to run at most.",
+)
 @click.option("--no-baseline", is_flag=True, help="Leave the corpus out; quicker.")
-@click.option("--node-threshold", type=options.Share(), metavar="SHARE", default=0.8,
-              help="Share of the influence that each circuit holds.")
-@click.option("-k", "count", type=options.AT_LEAST_ONE, metavar="N", default=10,
-              help="Features to list.")
+@click.option(
+    "--node-threshold",
+    type=options.Share(),
+    metavar="SHARE",
+    default=0.8,
+    help="Share of the influence that each circuit holds.",
+)
+@click.option(
+    "-k", "count", type=options.AT_LEAST_ONE, metavar="N", default=10, help="Features to list."
+)
 @click.option("--device", metavar="auto|cpu|cuda|mps", default="auto", help="Where to run.")
 @click.option("--dtype", type=click.Choice(options.DTYPES), default="auto", help="Number type.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), metavar="FILE.json|-",
-              help="Write everything as JSON; - prints it and nothing else.")
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path),
+    metavar="FILE.json|-",
+    help="Write everything as JSON; - prints it and nothing else.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="Print the summary only.")
 @options.debug
 # fmt: skip-marker
@@ -94,7 +133,7 @@ def named(word: str) -> tuple[str, str]:
     name, sign, value = utf8(word, "a prompt").partition("=")
     if not (sign and name.strip() and value.strip()):
         raise InputError(
-            f"{word!r} should be a name and a prompt or graph, such as en=\"The opposite of small "
+            f'{word!r} should be a name and a prompt or graph, such as en="The opposite of small '
             'is"'
         )
     return name.strip(), value

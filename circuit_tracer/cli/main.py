@@ -5,14 +5,18 @@ from __future__ import annotations
 import click
 
 from circuit_tracer.cli.attribute import attribute
+from circuit_tracer.cli.batch import batch
 from circuit_tracer.cli.check import check
 from circuit_tracer.cli.compare import compare
 from circuit_tracer.cli.convert import convert
 from circuit_tracer.cli.doctor import doctor
+from circuit_tracer.cli.features import features
 from circuit_tracer.cli.intervene import intervene
 from circuit_tracer.cli.models import models
+from circuit_tracer.cli.query import query
 from circuit_tracer.cli.steer import steer
 from circuit_tracer.cli.trace import trace
+from circuit_tracer.cli.train import train
 
 __all__ = ["main", "trace"]
 
@@ -29,5 +33,19 @@ def main() -> None:
     """Trace how a language model arrives at its next token."""
 
 
-for command in (trace, attribute, check, compare, convert, doctor, models, intervene, steer):
+for command in (
+    trace,
+    attribute,
+    batch,
+    check,
+    compare,
+    convert,
+    doctor,
+    models,
+    intervene,
+    query,
+    steer,
+    train,
+):
     main.add_command(command)
+main.add_command(features)

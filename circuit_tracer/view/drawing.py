@@ -71,6 +71,7 @@ class Drawing:
         scores: figures about the graph by name ("replacement", "completeness", ...).
         about: whatever says where the graph comes from (versions, parameters), by name.
         notices: sentences the reader must see before trusting the picture.
+        checks: how far the graph agrees with its model: (name, said); empty where unknown.
     """
 
     prompt: str
@@ -83,6 +84,7 @@ class Drawing:
     scores: dict[str, float] = field(default_factory=dict)
     about: dict[str, str | float | int] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
+    checks: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         seen: set[str] = set()

@@ -9,6 +9,7 @@ unpack. Nothing is fetched, ever, and a content security policy says so.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import cache
 from html import escape
 from importlib.resources import files
@@ -17,10 +18,12 @@ from circuit_tracer.view.drawing import Drawing, DrawnNode, by_influence, fitted
 from circuit_tracer.view.payload import encode, packed
 from circuit_tracer.view.wording import number, title, visible, where
 
+SHARED_SCRIPTS = ("data.js", "dom.js", "address.js", "saving.js", "layout.js")
+"""What every page needs, in the order in which the files are joined."""
+
 SCRIPTS = (
-    "data.js",
+    *SHARED_SCRIPTS,
     "state.js",
-    "layout.js",
     "edges.js",
     "graph.js",
     "overlay.js",
@@ -30,7 +33,6 @@ SCRIPTS = (
     "export.js",
     "app.js",
 )
-"""The page's script, in the order in which its files are joined."""
 
 PLAIN_FEATURES = 20
 
@@ -42,24 +44,45 @@ def render(drawing: Drawing) -> str:
     what was dropped (`drawing.fitted` says it too, for a caller that wants to warn).
     """
     drawing = fitted(drawing)
-    parts = {
-        "title": escape(_clean(" ".join(drawing.prompt.split())[:80] or "circuit")),
-        "css": _asset("app.css"),
-        "js": _script(),
-        "plain": _plain(drawing),
-        "payload": packed(encode(drawing)),
-        "plotly": _plotly(),
+    return assembled(
+        "page.html",
+        ("app.css",),
+        SCRIPTS,
+        title=" ".join(drawing.prompt.split())[:80] or "circuit",
+        plain=_plain(drawing),
+        payload=packed(encode(drawing)),
+        plotly=_plotly(),
+    )
+
+
+def assembled(
+    body: str, styles: Iterable[str], scripts: Iterable[str], title: str, **parts: str
+) -> str:
+    """A page made of assets: the common head, the template `body`, and what fills its gaps.
+
+    Args:
+        body: name of the template.
+        styles: names of style sheets, joined in this order.
+        scripts: names of scripts, joined in this order.
+        title: of the window, as plain text.
+        parts: HTML for every other gap of the template, by name.
+    """
+    parts |= {
+        "title": text(title),
+        "css": "\n".join(_asset(name) for name in styles),
+        "js": _script(scripts),
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _asset("page.html"))
+    template = _asset("head.html") + _asset(body)
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
 
 
 def _asset(name: str) -> str:
     return files("circuit_tracer.view").joinpath("assets", name).read_text(encoding="utf-8")
 
 
-def _script() -> str:
+def _script(names: Iterable[str]) -> str:
     """All scripts as one function: they share names with each other and none with the window."""
-    body = "\n".join(_asset(name) for name in SCRIPTS)
+    body = "\n".join(_asset(name) for name in names)
     return f'(() => {{\n"use strict";\n{body}\n}})();'.replace("</script", "<\\/script")
 
 
@@ -90,35 +113,37 @@ def _plain(drawing: Drawing) -> str:
     facts = f"{len(nodes):,} nodes, {len(drawing.edges):,} edges"
     shown = len(holding(drawing, 0.8))
     lines = [
-        f'<h1 dir="auto">{_text(drawing.prompt)}</h1>',
-        f"<p>{_text(drawing.model)} · {_text(drawing.transcoders)} · {facts}; "
+        f'<h1 dir="auto">{text(drawing.prompt)}</h1>',
+        f"<p>{text(drawing.model)} · {text(drawing.transcoders)} · {facts}; "
         f"{shown:,} of the nodes hold 80 % of the influence.</p>",
-        *(f"<p><strong>{_text(notice)}</strong></p>" for notice in drawing.notices),
+        *(f"<p><strong>{text(notice)}</strong></p>" for notice in drawing.notices),
         "<h2>Outputs</h2>",
-        _list([_output(node) for node in outputs]),
+        ordered([_output(node) for node in outputs]),
         "<h2>Most influential features</h2>",
-        _list([_feature(node, drawing) for node in features[:PLAIN_FEATURES]]),
+        ordered([_feature(node, drawing) for node in features[:PLAIN_FEATURES]]),
     ]
     return "\n".join(lines)
 
 
 def _output(node: DrawnNode) -> str:
     chance = "" if node.probability is None else f" {node.probability:.1%}"
-    return f"<bdi>{_text(visible(node.token))}</bdi>{chance}"
+    return f"<bdi>{text(visible(node.token))}</bdi>{chance}"
 
 
 def _feature(node: DrawnNode, drawing: Drawing) -> str:
     place = where(node, drawing.n_layers, drawing.tokens)
     return (
-        f"<bdi>{_text(title(node))}</bdi> <small>{_text(place)} · "
+        f"<bdi>{text(title(node))}</bdi> <small>{text(place)} · "
         f"influence {number(node.influence)}</small>"
     )
 
 
-def _list(items: list[str]) -> str:
+def ordered(items: list[str]) -> str:
+    """Pieces of HTML as a numbered list."""
     rows = "".join(f"<li>{item}</li>" for item in items)
     return f"<ol>{rows}</ol>" if rows else "<p>None.</p>"
 
 
-def _text(text: str) -> str:
-    return escape(_clean(text))
+def text(words: str) -> str:
+    """Words as HTML shows them literally."""
+    return escape(_clean(words))

@@ -87,6 +87,7 @@ def _header(drawing: Drawing) -> dict[str, Any]:
         "scores": {name: _rounded(value) for name, value in drawing.scores.items()},
         "about": {name: _plain(value) for name, value in drawing.about.items()},
         "notices": list(drawing.notices),
+        "checks": [list(pair) for pair in drawing.checks],
         "error_share": _rounded(error_share(drawing)),
         "start": {"influence": round(start_share(drawing) * 100), "edges": START_EDGES},
         "n_edges": len(drawing.edges),

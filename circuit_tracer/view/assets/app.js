@@ -202,13 +202,6 @@ function runScript(buffer) {
   }).finally(() => URL.revokeObjectURL(url));
 }
 
-// Shows the plain text instead, and why.
-function giveUp(reason) {
-  document.documentElement.classList.remove("js");
-  $("why").hidden = false;
-  $("why").textContent = reason;
-}
-
 async function start() {
   if (typeof DecompressionStream !== "function")
     return giveUp("This browser cannot unpack the graph; here it is as text. Any browser since 2023 shows the picture.");

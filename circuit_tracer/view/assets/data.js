@@ -164,3 +164,7 @@ function percent(share) {
 function counted(n) {
   return n.toString().replace(/\B(?=(\d{3})+$)/g, ",");
 }
+
+function folded(text) {
+  return text.normalize("NFKD").replace(/\p{Mn}/gu, "").toLowerCase();
+}

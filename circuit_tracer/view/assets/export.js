@@ -1,21 +1,9 @@
 // Saving: the picture as SVG (edges included) and PNG, the edges as CSV, the graph as the JSON
 // that Neuronpedia and the Anthropic front end read.
 
-function saveAs(name, parts, type) {
-  const url = URL.createObjectURL(new Blob(parts, { type }));
-  h("a", { href: url, download: name }).click();
-  setTimeout(() => URL.revokeObjectURL(url), 10000);
-}
-
 function fileName(extension) {
   const slug = D.prompt.normalize("NFKC").replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-+|-+$/g, "").slice(0, 48);
   return `${slug || "circuit"}.${extension}`;
-}
-
-// Text that XML can hold: no control characters, no half characters.
-function clean(text) {
-  return text.replace(/[\u0000-\u0008\u000b\u000c\u000e-\u001f\ufffe\uffff]/g, "\ufffd")
-    .replace(/[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g, "\ufffd");
 }
 
 // The current view as one SVG element, drawn from the same numbers as the screen.
@@ -100,13 +88,6 @@ function savePng() {
     canvas.toBlob((blob) => saveAs(fileName("png"), [blob], "image/png"), "image/png");
   };
   image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(svgText())}`;
-}
-
-// A cell as CSV wants it; what a spreadsheet would run as a formula is defused.
-function cell(value) {
-  const text = String(value ?? "");
-  const safe = typeof value === "string" && /^[=+\-@\t\r]/.test(text) ? `'${text}` : text;
-  return /[",\n\r]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
 }
 
 function csvText() {

@@ -22,8 +22,8 @@ function visibleNodes() {
   return { shown, held };
 }
 
-function layoutOf(shown) {
-  const { nodes } = D;
+function layoutOf(shown, drawing = D) {
+  const { nodes } = drawing;
   const order = [...shown].sort((a, b) => nodes[b].influence - nodes[a].influence || a - b);
   const cells = new Map();
   for (const index of order) {
@@ -32,15 +32,15 @@ function layoutOf(shown) {
     cells.get(key).push(index);
   }
   const rows = (index, count) =>
-    nodes[index].layer >= 0 && nodes[index].layer < D.n_layers ? rowsOf(count) : 1;
-  const fullest = D.tokens.map(() => LEAST_SLOTS);
+    nodes[index].layer >= 0 && nodes[index].layer < drawing.n_layers ? rowsOf(count) : 1;
+  const fullest = drawing.tokens.map(() => LEAST_SLOTS);
   for (const members of cells.values()) {
     const aRow = Math.ceil(members.length / rows(members[0], members.length));
     const { position } = nodes[members[0]];
     fullest[position] = Math.max(fullest[position], aRow);
   }
   let left = 0;
-  const columns = D.tokens.map((token, position) => {
+  const columns = drawing.tokens.map((token, position) => {
     const name = Math.min([...visible(token)].length, LONGEST_NAME) * SLOTS_A_CHARACTER;
     const right = left + Math.max(fullest[position], name) + 1, column = [left, right];
     left = right;

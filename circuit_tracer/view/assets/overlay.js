@@ -67,16 +67,6 @@ function layerNames() {
   return group;
 }
 
-function shapeOf(node, x, y, size, attributes) {
-  const r = size / 2;
-  const d = {
-    embedding: `M${x - r} ${y - r}h${size}v${size}h${-size}z`,
-    error: `M${x} ${y - r * 1.3}l${r * 1.3} ${r * 1.3}l${-r * 1.3} ${r * 1.3}l${-r * 1.3} ${-r * 1.3}z`,
-    logit: `M${x} ${y - r * 1.1}l${r * 1.15} ${r * 2}h${-r * 2.3}z`,
-  }[node.kind];
-  return d ? svg("path", { d, ...attributes }) : svg("circle", { cx: x, cy: y, r, ...attributes });
-}
-
 // Strongest edges on either side of the selection, its neighbours in the colour of the sign, and
 // under them the strongest path to an output.
 function selectionLayers(layers) {

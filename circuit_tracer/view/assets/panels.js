@@ -1,7 +1,5 @@
 // The side panel: Node, Pinned, Search, About. Every row that names a node walks to it.
 
-const FIRST_ROWS = 12;
-
 function drawPanel() {
   for (const tab of TABS) {
     const button = $(`tab-${tab}`), on = tab === S.tab;
@@ -14,12 +12,6 @@ function drawPanel() {
   panel.setAttribute("aria-labelledby", `tab-${S.tab}`);
   panel.replaceChildren(...draw().filter(Boolean));
   panel.scrollTop = 0;
-}
-
-function glyph(node, className = "") {
-  const picture = svg("svg", { viewBox: "-8 -8 16 16", class: `glyph ${node.kind} ${className}`, "aria-hidden": "true" });
-  picture.append(shapeOf(node, 0, node.kind === "logit" ? 0.5 : 0, 10.5, {}));
-  return picture;
 }
 
 // One row: marker, name, place, bar, value. `share` is the length of the bar.
@@ -45,22 +37,6 @@ function point(index) {
 
 function unpoint(index) {
   if (S.hovered === index) hover(-1);
-}
-
-function rows(list, make, empty) {
-  if (!list.length) return h("p", { class: "empty" }, empty);
-  const items = h("ol", { class: "rows" }, list.slice(0, FIRST_ROWS).map(make));
-  if (list.length <= FIRST_ROWS) return items;
-  const more = h("button", { type: "button", class: "more", onclick: () => {
-    items.append(...list.slice(FIRST_ROWS, FIRST_ROWS + 500).map(make));
-    more.remove();
-    items.children[FIRST_ROWS]?.querySelector("button")?.focus();
-  } }, `Show all ${counted(list.length)}`);
-  return h("div", {}, items, more);
-}
-
-function heading(text, count) {
-  return h("h3", {}, text, count === undefined ? null : h("small", {}, ` ${counted(count)}`));
 }
 
 function nodePanel() {
@@ -152,10 +128,6 @@ function pinnedPanel() {
     }, "No edge joins two pinned nodes.")];
 }
 
-function folded(text) {
-  return text.normalize("NFKD").replace(/\p{Mn}/gu, "").toLowerCase();
-}
-
 // Nodes that match the query in name, id, token or promoted tokens, most influential first.
 function found() {
   const wanted = folded(S.query.trim());
@@ -198,6 +170,7 @@ function aboutPanel() {
       ["tokens", D.tokens.length], ["nodes", counted(D.nodes.length)], ["edges", counted(D.n_edges)],
       ["influence through errors", percent(D.error_share)]]),
     ...(Object.keys(D.scores).length ? [heading("Scores"), table(Object.entries(D.scores))] : []),
+    ...(D.checks.length ? [heading("Is it true?"), table(D.checks)] : []),
     ...(Object.keys(D.about).length ? [heading("Parameters"), table(Object.entries(D.about))] : []),
     ...(D.notices.length ? [heading("Notices"), h("ul", {}, D.notices.map((text) => h("li", { dir: "auto" }, text)))] : []),
     heading("Legend"), h("p", { class: "legend" }, legendItems()),

@@ -1,0 +1,89 @@
+"""`circuit-tracer compare`: tables, JSON, a page, saved graphs, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from circuit_tracer.cli.main import main
+
+EN, ZH = "en=The opposite of small is", "zh=小的反义词是"
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, ["compare", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """One run with everything: (output, JSON, page)."""
+    folder = tmp_path_factory.mktemp("compare")
+    page, plain = folder / "page.html", folder / "all.json"
+    result = run(EN, ZH, "--rows", 6, "-k", 2, "-o", page, "--json", plain)
+    assert result.exit_code == 0, result.output
+    return result.output, json.loads(plain.read_text()), page.read_text()
+
+
+def test_the_terminal_says_classes_overlap_features_and_baseline(told):
+    output, plain, _ = told
+    assert output.startswith(plain["summary"])
+    for said in ("features in circuits", "overlap of en, zh", "unrelated", "parallel",
+                 "shared by all", "only in zh", "different features in one role",
+                 "note: The corpus has 6 rows only", "page      "):  # fmt: skip
+        assert said in output, said
+    rows = [line.split() for line in output.splitlines() if line.startswith("  all ")]
+    counts = [found["count"] for found in plain["classes"].values()]
+    assert list(map(int, rows[0][1:])) == counts
+
+
+def test_the_page_is_there_and_says_the_summary(told):
+    _, plain, page = told
+    assert plain["summary"].split(". ")[0] in page and "小" in page
+
+
+def test_saved_graphs_need_no_model(told, tmp_path):
+    import circuit_tracer as ct
+
+    model = ct.load()
+    for word in (EN, ZH):
+        name, _, prompt = word.partition("=")
+        ct.trace(prompt, model).save(tmp_path / f"{name}.safetensors")
+    words = [f"{name}={tmp_path}/{name}.safetensors" for name in ("en", "zh")]
+    result = run(*words, "--json", "-")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.output)
+    assert found["classes"] == told[1]["classes"]
+    assert found["overlap"]["corpus"] == "" and "no baseline" in found["notices"][0]
+
+
+def test_two_sets_on_one_prompt_quietly():
+    prompts = [f"{name}=The opposite of small is" for name in ("plt", "clt")]
+    sets = ["--transcoders", "plt=plt", "--transcoders", "clt=clt"]
+    result = run(*prompts, *sets, "--match", "decoder", "--quiet")
+    assert result.exit_code == 0, result.output
+    assert result.output.count("\n") == 1 and "in plt only" in result.output
+    refused = run(*prompts, *sets)
+    assert refused.exit_code == 2 and "--match decoder" in refused.output
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ([], "at least two"),
+        ([EN], "at least two"),
+        ([EN, EN], "'en' names two prompts"),
+        ([EN, "小的反义词是"], "should be a name and a prompt"),
+        ([EN, "zh="], "should be a name and a prompt"),
+        ([EN, ZH, "--corpus", "none.tsv"], "cannot read none.tsv"),
+        ([EN, ZH, "--corpus", "none.tsv", "--no-baseline"], "one or the other"),
+        ([EN, ZH, "--rows", "1"], "--rows"),
+        ([EN, ZH, "--model", "a", "--model", "b"], "given twice for all"),
+        ([EN, ZH, "-o", "no/such/folder.html"], "no folder"),
+    ],
+)
+def test_wrong_words_are_refused(words, said):
+    result = run(*words)
+    assert result.exit_code in (1, 2) and said in result.output
+    assert "Traceback" not in result.output
