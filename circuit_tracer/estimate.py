@@ -34,10 +34,17 @@ AUTO_SECONDS = 20.0
 """`max_features="auto"` expands every feature when the estimate is below this many seconds."""
 
 TRIED = 12
-"""Chunks that are tried to learn what a run's chunks cost."""
+"""At most so many chunks are tried to learn what a run's chunks cost."""
+TRYING = 0.1
+"""No more chunks are tried once that took this share of the run, and `LEAST_SECONDS`."""
+LEAST_SECONDS = 0.2
 
-SECONDS_A_STEP = 1e-5
-"""Roughly what one small product costs whatever its size; weighs chunks against each other."""
+PRODUCT, FEW = 1.4, 12
+GROUP, STEP, ENTRY, SENT, MOVED = 5e-4, 7e-6, 2e-8, 4e-8, 8e-9
+"""What a chunk costs, measured on one CPU: its operations at the rate of large products, times
+PRODUCT, as if it had FEW targets more than it has; and seconds for each of its groups, its layers x
+positions, edges, edges whose influence is passed on, and elements of its gradient. They weigh
+chunks against each other; how fast this machine is, trials tell."""
 
 CERTAIN = 8.0
 """A run this many times below `AUTO_SECONDS` by its operations alone is not timed any closer."""
@@ -83,9 +90,10 @@ class _Part(NamedTuple):
 
 
 class _Chunk(NamedTuple):
-    """What travels together."""
+    """What travels together; `joined` where of several layers, with nothing left to choose."""
 
     parts: list[_Part]
+    joined: bool
 
     @property
     def layer(self) -> int:
@@ -109,14 +117,14 @@ def rehearse(local: Local, directions: Sequence[Readout], kernels: Choice = "aut
     positions = torch.tensor([direction.position for direction in directions])
     index = NodeIndex(local.features, local.n_layers, local.n_positions, positions)
     with torch.no_grad():
-        clock = time.perf_counter()
+        clock = _clock(local.errors.device)
         try:
             sweep = Sweep(local, index, kernels)
         except ValueError as error:
             raise InputError(str(error)) from error
         rows = Rows(sweep, directions)
         rows.expand(target_groups(index, directions, local.n_layers))
-        return Plan(sweep, rows, directions, time.perf_counter() - clock)
+        return Plan(sweep, rows, directions, _clock(local.errors.device) - clock)
 
 
 def resolve_limit(local: Local, directions: Sequence[Readout], max_features: MaxFeatures) -> int:
@@ -196,8 +204,8 @@ class Plan:
             "the way with --offload cpu (or disk)"
         )
         raise MemoryBudgetError(
-            f"this graph needs about {_needs(planned) / 2**30:.2f} GiB more and "
-            f"{spare / 2**30:.2f} GiB are free; {advice}"
+            f"this graph needs about {memory.said(_needs(planned))} more and "
+            f"{memory.said(spare)} are free; {advice}"
         )
 
     def estimate(self, limit: int | None = None, rate: float | None = 0.0) -> Estimate:
@@ -274,7 +282,7 @@ class Plan:
     def _packed(self, parts: list[_Part], joined: bool) -> Iterator[_Chunk]:
         span = max((part.position + 1 for part in parts), default=1)
         for together in packed([part.targets for part in parts], columns(self.sweep, span, joined)):
-            yield _Chunk([parts[n]._replace(targets=b - a) for n, a, b in together])
+            yield _Chunk([parts[n]._replace(targets=b - a) for n, a, b in together], joined)
 
     def _flops(self, counts: Tensor) -> float:
         """Operations no run can do without, one target at a time."""
@@ -295,26 +303,39 @@ class Plan:
         """About what a chunk takes: its operations at a rate, and its many small products."""
         work = 0.0
         for layer, _, targets in chunk.parts:
-            steps = max(layer - 1, 0) * self._attention(chunk.span)
-            edges = 2.0 * self.sweep.width * float(self._cones[layer, chunk.span - 1])
-            work += targets * (steps + edges)
-        products = (chunk.layer + 1) * (chunk.span + 10 * len(chunk.parts))
-        return work / rate + products * SECONDS_A_STEP
+            down = max(layer - 1, 0) * self._attention(chunk.span)
+            across = 2.0 * self.sweep.width * float(self._cones[layer, chunk.span - 1])
+            work += targets * (down + across)
+        steps = (chunk.layer + 1) * chunk.span
+        edges = chunk.targets * float(self._cones[chunk.layer, chunk.span - 1])
+        moved = chunk.targets * chunk.span * self.sweep.width
+        each = ENTRY if chunk.joined else ENTRY + SENT
+        small = GROUP * len(chunk.parts) + STEP * steps + each * edges + MOVED * moved
+        return PRODUCT * (1 + FEW / chunk.targets) * work / rate + small
 
     def _slowness(self, limit: int, rate: float) -> float:
         """What chunks of the run take over their weight, on this machine now.
 
-        Chunks are tried evenly over the weight of all, each twice: the ratio is then unbiased
-        whatever the weights leave out.
+        Chunks are tried evenly over the weight of all, the middle one first: the mean ratio is then
+        unbiased whatever the weights leave out. A tried chunk's rows are thrown away, so not many
+        are: `TRYING` of the run.
         """
         chunks = list(self._chunks(self._targets(limit)))
         weights = torch.tensor([self._weight(chunk, rate) for chunk in chunks], dtype=torch.float64)
         if not len(chunks):
             return 1.0
-        marks = (torch.arange(TRIED) + 0.5) / TRIED * weights.sum()
-        tried = torch.searchsorted(weights.cumsum(0), marks).clamp(max=len(chunks) - 1).tolist()
-        found = {number: self._seconds(chunks[number]) for number in set(tried)}
-        return sum(found[number] / float(weights[number]) for number in tried) / TRIED
+        found: dict[int, float] = {}
+        ratios: list[float] = []
+        for mark in _spread(TRIED):
+            at = int(torch.searchsorted(weights.cumsum(0), mark * weights.sum()))
+            number = min(at, len(chunks) - 1)
+            if number not in found:
+                found[number] = self._seconds(chunks[number])
+            ratios.append(found[number] / float(weights[number]))
+            whole = float(weights.sum()) * sum(ratios) / len(ratios)
+            if sum(found.values()) > max(LEAST_SECONDS, TRYING * whole):
+                break
+        return sum(ratios) / len(ratios)
 
     def _seconds(self, chunk: _Chunk) -> float:
         """Measured time of one chunk, its rows thrown away."""
@@ -322,14 +343,12 @@ class Plan:
         for layer, position, targets in chunk.parts:
             cell = self.index.feature_rows(layer, position, position + 1)
             rows.append(torch.arange(cell.start, min(cell.start + targets, cell.stop)))
-        best = float("inf")
-        for _ in range(2):
-            scratch = Rows(self.sweep, self.directions)
-            with torch.no_grad():
-                clock = _clock(self.device)
-                scratch.expand(scratch.groups(torch.cat(rows)))
-                best = min(best, _clock(self.device) - clock)
-        return best
+        scratch = Rows(self.sweep, self.directions)
+        with torch.no_grad():
+            clock = _clock(self.device)
+            groups = scratch.groups(torch.cat(rows).sort().values)
+            (scratch.take if chunk.joined and groups else scratch.expand)(groups)
+            return _clock(self.device) - clock
 
     # How much room it takes.
 
@@ -363,6 +382,12 @@ NODE_BYTES = 12 * 8
 """Node order, influence and closing terms."""
 BLOCK_BYTES = 2048
 """A block of rows, its tensors' Python objects and allocator headers."""
+
+
+def _spread(count: int) -> Iterator[float]:
+    """Numbers between 0 and 1, each where the most room was left: 1/2, 1/4, 3/4, 1/8, ..."""
+    for number in range(1, count + 1):
+        yield sum((number >> bit & 1) / (2 << bit) for bit in range(number.bit_length()))
 
 
 def _needs(planned: Estimate) -> int:

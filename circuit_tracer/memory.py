@@ -49,6 +49,11 @@ def free(device: torch.device) -> float:
     return min(_machine(), *(_group(*(Path(name) for name in names)) for names in GROUPS))
 
 
+def said(size: float) -> str:
+    """A size in words: MiB below one GiB."""
+    return f"{size / 2**30:,.2f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
+
+
 def _machine() -> float:
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
@@ -134,7 +139,7 @@ def check_forward(adapter: Adapter, positions: int) -> None:
         low, high = (middle, high) if forward(adapter, middle) <= spare else (low, middle)
     advice = f"{low:,} tokens fit" if low else "not even one token fits"
     raise MemoryBudgetError(
-        f"the forward pass of {positions:,} tokens alone takes about {needed / 2**30:.2f} GiB and "
-        f"{spare / 2**30:.2f} GiB are free; {advice}. Shorten the prompt, or take the weights out "
+        f"the forward pass of {positions:,} tokens alone takes about {said(needed)} and "
+        f"{said(spare)} are free; {advice}. Shorten the prompt, or take the weights out "
         "of the way with --offload cpu (or disk)"
     )

@@ -5,11 +5,6 @@ edges between them, by the influence that passes along each, until they too hold
 whatever hangs loose goes: a feature needs an edge in and an edge out, an error an edge out.
 Embeddings and targets stay.
 
-"Until they hold a share" is a threshold on values, so ties are kept together. Edges can be hundreds
-of millions, so the threshold is found by selection: one counting pass over the leading bits of the
-scores (`_bracket`) tells between which two values it lies, and only scores above the lower of them
-are ever written down; among those between the two a sort settles it.
-
 A feature that was never expanded has no edges in, so it cannot stay and does not stand for choice;
 like everything pruned its mass is merged into the error of its layer and position
 (`influence.scores`).
@@ -20,22 +15,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-import numpy as np
 import torch
 
-from circuit_tracer.edges import EdgeRows, RowBlock
+from circuit_tracer.cut import Cut, Part, Whole, whole_of
+from circuit_tracer.edges import EdgeRows
 from circuit_tracer.errors import InputError
-from circuit_tracer.influence import LEAST, STRIP, Edges, influence, strips
+from circuit_tracer.influence import LEAST, Edges, influence, strips
 from circuit_tracer.shapes import Bool, Float, Int, Tensor
+from circuit_tracer.threshold import bracketed, cutoff
 
 NODES = 0.8
 EDGES = 0.98
-HELD = 2**25
-"""Entries of a cut kept between passes (128 MiB in float32)."""
-BITS, BINS = 48, 2**15
-"""Bits of a double that are not counted, and bins of those that are, the sign aside."""
 SMALLEST = 5e-324
 """The smallest score that is not zero."""
 
@@ -67,88 +58,6 @@ class Kept:
         return len(self.edges.weights)
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """A block cut to the nodes under consideration, or several of one layer, zeros between.
-
-    Attributes:
-        sources: node rows of the columns left.
-    """
-
-    cut: RowBlock
-    sources: Int[Tensor, " source"]
-
-    def to(self, nodes: Bool[Tensor, " node"]) -> _Part | None:
-        """What is left of it between `nodes`; None where that is nothing."""
-        values, targets, sources = self.cut.values, self.cut.rows, self.sources
-        mine, theirs = _among(targets, nodes), _among(sources, nodes)
-        if not (len(mine) and len(theirs)):
-            return None
-        if len(mine) < len(targets):
-            values, targets = values.index_select(0, mine), targets.index_select(0, mine)
-        if len(theirs) < len(sources):
-            values, sources = values.index_select(1, theirs), sources.index_select(0, theirs)
-        return _Part(RowBlock(self.cut.layer, self.cut.position, targets, values), sources)
-
-
-class _Cut:
-    """All edges between some nodes, from the top layer down.
-
-    Small cuts are held; of large ones each pass gathers every block anew, so that memory stays
-    below HELD entries and one block.
-    """
-
-    def __init__(self, whole: Whole, nodes: Bool[Tensor, " node"]) -> None:
-        self.whole, self.nodes = whole, nodes
-        self.held: list[_Part] | None = None
-        held, size = [], 0
-        for part in self._joined():
-            held.append(part)
-            size += part.cut.values.numel() + 2 * part.sources.numel()
-            if size > HELD:
-                return
-        self.held = held
-
-    def parts(self) -> Iterable[_Part]:
-        return self._joined() if self.held is None else self.held
-
-    def _joined(self) -> Iterator[_Part]:
-        """Parts of one layer that together fit one strip, zeros included, become one part."""
-        group: list[_Part] = []
-        n_rows = 0
-        for whole in self.whole():
-            part = whole.to(self.nodes)
-            if part is None:
-                continue
-            n_rows += len(part.cut.rows)
-            if group and (
-                group[0].cut.layer != part.cut.layer or n_rows * len(part.sources) > STRIP
-            ):
-                yield _as_one(group)
-                group, n_rows = [], len(part.cut.rows)
-            group.append(part)
-        if group:
-            yield _as_one(group)
-
-
-def _as_one(parts: list[_Part]) -> _Part:
-    """Parts of one layer as one, over the cone of the last, which holds the others'."""
-    last = parts[-1]
-    if len(parts) == 1:
-        return last
-    targets = torch.cat([part.cut.rows for part in parts])
-    values, row = last.cut.values.new_zeros(len(targets), len(last.sources)), 0
-    place = torch.empty(int(last.sources[-1]) + 1, dtype=torch.long)
-    place.index_copy_(0, last.sources, torch.arange(len(last.sources)))
-    for part in parts:
-        stop = row + len(part.cut.rows)
-        columns = place.index_select(0, part.sources)
-        values[row:stop].index_copy_(1, columns, part.cut.values)
-        row = stop
-    return _Part(RowBlock(last.cut.layer, last.cut.position, targets, values), last.sources)
-
-
-Whole = Callable[[], Iterable[_Part]]
 _Outcome = tuple[Bool[Tensor, " node"], Edges]
 
 
@@ -186,108 +95,20 @@ def prune(
     found = influence(rows, weights) if found is None else found
     ranked, inner = _ranked(rows, found, nodes), rows.index.first_embedding
 
-    def keep(count: int, whole: Whole) -> tuple[_Outcome, _Cut]:
+    def keep(count: int, whole: Whole) -> tuple[_Outcome, Cut]:
         candidates = torch.zeros(len(rows.index), dtype=torch.bool)
         candidates[ranked[:count]] = True
         candidates[inner:] = True
-        cut = _Cut(whole, candidates)
+        cut = Cut(whole, candidates)
         strong = _strong(rows, weights, cut, edges, max_edges)
         return _connected(rows, candidates, strong), cut
 
-    whole = partial(_whole, rows)
+    whole = partial(whole_of, rows)
     if max_nodes is None or len(ranked) <= max_nodes:
         kept = keep(len(ranked), whole)[0]
     else:
         kept = _largest(keep, whole, max_nodes, len(ranked), inner)
     return Kept(*kept, nodes, edges, max_nodes, max_edges)
-
-
-def cutoff(chunks: Callable[[], Iterable[Float[Tensor, " score"]]], share: float) -> float:
-    """The score at which scores, summed from the largest down, first reach `share` of their sum.
-
-    At share 1 every score counts: returns 0.
-
-    Args:
-        chunks: called twice; yields non-negative float64 tensors, the same each time.
-        share: 0 to 1.
-    """
-    if share >= 1:
-        return 0.0
-    bracket = _bracket(chunks(), share)
-    return bracket.settle(torch.cat([chunk[bracket.holds(chunk)] for chunk in chunks()]))
-
-
-@dataclass(frozen=True, slots=True)
-class _Bracket:
-    """Between which two scores a threshold lies: low ≤ threshold < high.
-
-    Attributes:
-        above: sum of the scores from `high` up.
-        needed: the sum to reach.
-        capped: a score that at least as many scores reach as may be kept; 0 where all may be.
-    """
-
-    low: float
-    high: float
-    above: float
-    needed: float
-    capped: float
-
-    def holds(self, scores: Float[Tensor, " score"]) -> Bool[Tensor, " score"]:
-        return (scores >= self.low) & (scores < self.high)
-
-    def settle(self, scores: Float[Tensor, " score"]) -> float:
-        """The threshold, given all scores that the bracket holds."""
-        if not len(scores):
-            return self.low
-        falling = np.sort(scores.numpy())[::-1]
-        reached = self.above + falling.cumsum()
-        return float(falling[min(int((reached < self.needed).sum()), len(falling) - 1)])
-
-
-def _bracket(
-    chunks: Iterable[Float[Tensor, "..."]], share: float, most: int | None = None
-) -> _Bracket:
-    """One counting pass. The bits of non-negative doubles order as the numbers do: the leading 16
-    bins them to a sixteenth of a power of two."""
-    sums, counts = np.zeros(BINS), np.zeros(BINS, dtype=np.int64)
-    for chunk in _joined(chunks):
-        bits = chunk.view(np.int64) >> BITS
-        sums += np.bincount(bits, chunk, BINS)
-        if most is not None:
-            counts += np.bincount(bits, minlength=BINS)
-    needed, capped = share * float(sums.sum()), 0.0
-    filled = sums.nonzero()[0][::-1]
-    if most is not None and counts[filled].sum() > most:
-        capped = _score(filled[int((counts[filled].cumsum() < most).sum())])
-    if share >= 1 or not len(filled):
-        return _Bracket(0.0, 0.0, needed, needed, capped)
-    falling = sums[filled].cumsum()
-    place = min(int((falling < needed).sum()), len(filled) - 1)
-    above = float(falling[place - 1]) if place else 0.0
-    low, high = _score(filled[place]), _score(filled[place] + 1)
-    return _Bracket(low, high, above, needed, capped)
-
-
-def _joined(chunks: Iterable[Float[Tensor, "..."]]) -> Iterator[np.ndarray[Any, Any]]:
-    """The same numbers, some STRIP at a time: counting is slow by the spoonful."""
-    room, filled = np.empty(STRIP), 0
-    for chunk in chunks:
-        flat = chunk.flatten().numpy()
-        if filled + len(flat) > STRIP:
-            yield room[:filled]
-            filled = 0
-        if len(flat) > STRIP:
-            yield flat
-        else:
-            room[filled : filled + len(flat)] = flat
-            filled += len(flat)
-    yield room[:filled]
-
-
-def _score(bin_number: int) -> float:
-    """The least score in a bin."""
-    return float(torch.tensor(int(bin_number) << BITS).view(torch.float64))
 
 
 def _ranked(rows: EdgeRows, found: Float[Tensor, " node"], share: float) -> Int[Tensor, " node"]:
@@ -303,7 +124,7 @@ def _ranked(rows: EdgeRows, found: Float[Tensor, " node"], share: float) -> Int[
 
 
 def _largest(
-    keep: Callable[[int, Whole], tuple[_Outcome, _Cut]],
+    keep: Callable[[int, Whole], tuple[_Outcome, Cut]],
     whole: Whole,
     max_nodes: int,
     most: int,
@@ -326,16 +147,10 @@ def _largest(
     return best
 
 
-def _whole(rows: EdgeRows) -> Iterator[_Part]:
-    """All blocks as they are, from the top layer down."""
-    for block in rows.descending():
-        yield _Part(block, rows.columns(block))
-
-
 def _strong(
     rows: EdgeRows,
     weights: Float[Tensor, " target"],
-    cut: _Cut,
+    cut: Cut,
     share: float,
     max_edges: int | None,
 ) -> Edges:
@@ -352,12 +167,12 @@ def _strong(
         mass.index_add_(0, part.sources, sent)
         factors.append(here[:, None])
 
-    def scored() -> Iterator[tuple[_Part, slice, Float[Tensor, "target source"]]]:
+    def scored() -> Iterator[tuple[Part, slice, Float[Tensor, "target source"]]]:
         for part, factor in zip(cut.parts(), factors, strict=True):
             for span, absolute in strips(part.cut):
                 yield part, span, absolute.mul_(factor[span])
 
-    bracket = _bracket((scores for _, _, scores in scored()), share, max_edges)
+    bracket = bracketed((scores for _, _, scores in scored()), share, max_edges)
     strong, strength = _at_least(max(bracket.low, bracket.capped, SMALLEST), scored())
     if bracket.capped <= bracket.low:
         good = strength >= bracket.settle(strength[bracket.holds(strength)])
@@ -370,7 +185,7 @@ def _strong(
 
 
 def _at_least(
-    low: float, scored: Iterable[tuple[_Part, slice, Float[Tensor, "target source"]]]
+    low: float, scored: Iterable[tuple[Part, slice, Float[Tensor, "target source"]]]
 ) -> tuple[Edges, Float[Tensor, " edge"]]:
     """Edges with a score from `low` up, by target and source, and their scores."""
     pieces = []
@@ -420,11 +235,6 @@ def _connected(rows: EdgeRows, nodes: Bool[Tensor, " node"], edges: Edges) -> _O
 def _only(edges: Edges, which: Bool[Tensor, " edge"]) -> Edges:
     keep = _places(which)
     return edges if len(keep) == len(which) else Edges(*(a.index_select(0, keep) for a in edges))
-
-
-def _among(rows: Int[Tensor, " some"], nodes: Bool[Tensor, " node"]) -> Int[Tensor, " place"]:
-    """Places in `rows` of those that are among `nodes`."""
-    return torch.from_numpy(nodes.numpy().take(rows.numpy()).nonzero()[0])
 
 
 def _places(mask: Bool[Tensor, " place"]) -> Int[Tensor, " true"]:

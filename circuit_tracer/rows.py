@@ -106,7 +106,7 @@ class Rows:
         span = max((group.position + 1 for group in groups), default=1)
         for together in packed([len(group.rows) for group in groups], columns(self.sweep, span)):
             chunk = [groups[number].part(slice(*part)) for number, *part in together]
-            for block in self._take(chunk):
+            for block in self.take(chunk):
                 self._pass_on(block)
             report(self.expanded, chunk[0].layer)
 
@@ -116,7 +116,7 @@ class Rows:
         count = columns(self.sweep, self.index.n_positions, joined=True)
         for together in packed([len(cell) for cell in cells], count):
             rows = [torch.arange(cells[n].start + a, cells[n].start + b) for n, a, b in together]
-            self._take(self.groups(torch.cat(rows).sort().values))
+            self.take(self.groups(torch.cat(rows).sort().values))
             report(self.expanded, layer)
         for below in reversed(range(layer + 1)):
             self.expand(target_groups(self.index, self.directions, below))
@@ -138,7 +138,8 @@ class Rows:
             for group in feature_groups(self.sweep.local, layer, rows[layers == layer])
         ]
 
-    def _take(self, chunk: list[Group]) -> list[RowBlock]:
+    def take(self, chunk: list[Group]) -> list[RowBlock]:
+        """Rows of targets that travel together."""
         blocks, terms = self.sweep.rows(chunk)
         self.found += blocks
         self.terms.append(terms)
@@ -181,11 +182,11 @@ def _joined(parts: list[RowBlock]) -> RowBlock:
 
 
 COLUMNS = {False: 48, True: 96}
-"""Targets a chunk is filled up to on a CPU, where its matrix products run best: of one layer, where
-more would bring positions together that are far apart, and of all layers at a position (`joined`)."""
+"""Targets a chunk is filled up to on a CPU, where its matrix products run best: of one layer (more
+would bring positions together that are far apart), and of all layers at a position (`joined`)."""
 ELEMENTS = {"cpu": 1 << 27, "cuda": 1 << 28}
-"""Elements (positions × d_model × targets) that a chunk's gradient never goes beyond; on a GPU it is
-filled up to them."""
+"""Elements (positions × d_model × targets) that a chunk's gradient never goes beyond; on a GPU it
+is filled up to them."""
 
 
 def columns(sweep: Sweep, span: int, joined: bool = False) -> int:

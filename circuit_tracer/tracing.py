@@ -15,6 +15,7 @@ from circuit_tracer.attribute import Progress, attribute
 from circuit_tracer.circuit import Circuit, Provenance
 from circuit_tracer.errors import InputError
 from circuit_tracer.estimate import Estimate, MaxFeatures, rehearse
+from circuit_tracer.features.graphs import annotate_bundled
 from circuit_tracer.graph import Graph
 from circuit_tracer.loading import load
 from circuit_tracer.local import Local
@@ -124,6 +125,7 @@ def trace(
     ranked = graph.influence[: graph.index.n_features].argsort(descending=True)[:DESCRIBED]
     keys = graph.index.features[ranked][:, [0, 2]].tolist()
     graph.notes.update(describe(model, [(layer, feature) for layer, feature in keys]))
+    annotate_bundled(graph, model)
     timings["describing"] = time.perf_counter() - clock
     return graph
 

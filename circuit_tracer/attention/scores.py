@@ -23,11 +23,11 @@ import torch
 
 from circuit_tracer.attention.ends import Prompt, localise
 from circuit_tracer.errors import InputError
-from circuit_tracer.rows import columns
 from circuit_tracer.local import Local
 from circuit_tracer.models.queries import Reading, check, compare
 from circuit_tracer.nodes import Kind, node_id
 from circuit_tracer.replacement import ReplacementModel
+from circuit_tracer.rows import columns
 from circuit_tracer.shapes import Float, Tensor
 from circuit_tracer.sweep import Group, Sweep
 

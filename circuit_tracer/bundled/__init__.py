@@ -13,7 +13,7 @@ from .tables import LANGUAGES
 
 VERSION = "1"
 
-__all__ = ["LANGUAGES", "VERSION", "model_dir", "transcoder_dir"]
+__all__ = ["LANGUAGES", "VERSION", "features_file", "model_dir", "transcoder_dir"]
 
 _WEIGHTS = Path(__file__).parent / "weights"
 
@@ -28,3 +28,9 @@ def transcoder_dir(kind: str) -> Path:
     if kind not in ("plt", "clt"):
         raise ValueError(f'transcoders come as "plt" or "clt"; got {kind!r}')
     return _WEIGHTS / kind
+
+
+def features_file(kind: str) -> Path:
+    """The store that describes the features of its transcoders: kind "plt" or "clt"."""
+    transcoder_dir(kind)
+    return _WEIGHTS / "features" / f"{kind}.sqlite"

@@ -43,6 +43,8 @@ def measure_all(
     """
     from transformers import PreTrainedTokenizerFast
 
+    from circuit_tracer.loading import load
+
     model = read(folder / "model")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "model")
     sets = {kind: Folded(folder / kind) for kind in ("plt", "clt")}
@@ -56,7 +58,9 @@ def measure_all(
         "replacement": lambda: {
             kind: {
                 "features": folded.w_enc[0].shape[0],
-                **measure.replacement(model, tokenizer, folded, prompts),
+                **measure.replacement(
+                    load(folder / "model", folder / kind), model, tokenizer, folded, prompts
+                ),
             }
             for kind, folded in sets.items()
         },

@@ -12,36 +12,32 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .transcoders import Transcoders
+from circuit_tracer.train.folding import fold_layer
+from circuit_tracer.train.network import Network
 
 KINDS = {"plt": "transcoder_set", "clt": "cross_layer_transcoder"}
 INPUT_SITE, OUTPUT_SITE = "mlp.hook_in", "hook_mlp_out"
 
 
-@torch.no_grad()
-def fold(net: Transcoders) -> dict[str, list[Tensor]]:
-    """The set in the model's own units, one tensor a layer, decoders of unit norm.
+def fold(net: Network) -> dict[str, list[Tensor]]:
+    """The set in the model's own units (`train.folding`), one bfloat16 tensor a layer.
 
     W_enc (features, d_model), b_enc (features), threshold (features), b_dec (d_model) and W_dec
-    (features, reach, d_model).  With h the scaled pre-activation, c the decoder's norm, the
-    pre-activation becomes c·h and its threshold c·θ: what is active stays active.
+    (features, reach, d_model), of unit norm.
     """
-    out: dict[str, list[Tensor]] = {name: [] for name in ("W_enc", "b_enc", "threshold", "b_dec")}
-    out["W_dec"] = []
-    for layer in range(net.layers):
-        reach = net.reach(layer)
-        writes = net.w_dec[layer] * net.scale_out[layer : layer + reach, None]
-        norm = writes.flatten(1).norm(dim=1).clamp(min=1e-8)
-        out["W_dec"].append(writes / norm[:, None, None])
-        out["W_enc"].append(net.w_enc[layer] * net.scale_in[layer] * norm[:, None])
-        out["b_enc"].append(net.b_enc[layer] * norm)
-        out["threshold"].append(net.threshold[layer] * norm)
-        out["b_dec"].append(net.b_dec[layer] * net.scale_out[layer] + net.center[layer])
+    layers = [fold_layer(net, layer) for layer in range(net.layers)]
+    out = {
+        "W_enc": [layer.encoder for layer in layers],
+        "b_enc": [layer.encoder_bias for layer in layers],
+        "threshold": [layer.threshold for layer in layers],
+        "b_dec": [layer.output_bias for layer in layers],
+        "W_dec": [layer.decoder for layer in layers],
+    }
     return {name: [t.to(torch.bfloat16).contiguous() for t in ts] for name, ts in out.items()}
 
 
 @torch.no_grad()
-def round_off(net: Transcoders, folded: dict[str, list[Tensor]]) -> Transcoders:
+def round_off(net: Network, folded: dict[str, list[Tensor]]) -> Network:
     """Put folded, rounded weights back into a network with the same scales, to train it on."""
     for layer in range(net.layers):
         one = {name: tensors[layer].float() for name, tensors in folded.items()}

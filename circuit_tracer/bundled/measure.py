@@ -14,6 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from circuit_tracer.agreement.measure import measure as agreement
+from circuit_tracer.replacement import ReplacementModel
+
 from .corpus import HELD_OUT, Sentence, corpus
 from .folder import Folded
 from .language_model import LeanModel, Replace, rms_norm
@@ -108,80 +111,60 @@ def shown(model: LeanModel, tokenizer, sets: dict[str, Folded]) -> dict[str, obj
     return out
 
 
-@torch.no_grad()
-def replacement(model: LeanModel, tokenizer, folded: Folded, sentences: list[Sentence]):
+def replacement(
+    replaced: ReplacementModel,
+    model: LeanModel,
+    tokenizer,
+    folded: Folded,
+    sentences: list[Sentence],
+) -> dict[str, object]:
     """How the model fares with every MLP replaced, and how well each layer is reconstructed.
 
-    Agreement, cross-entropy and KL are taken where the answer is decided; `cross_entropy_all` at
-    every token.  Normalised errors, L0 and unused features are by layer, `_last` at the prompt's
-    last token only.
+    The figures are those of `circuit_tracer.agreement`: agreement and KL where the answer is
+    decided, `cross_entropy_all` at every token, normalised errors, L0 and unused features by layer,
+    `_last` at the prompt's last token only.  Accuracy and cross-entropy of the answer stand beside
+    them.
     """
-    total: dict[str, float] = defaultdict(float)
-    layers = model.shape.layers
-    sums = {name: torch.zeros(layers) for name in ("error", "spread", "error_last", "spread_last")}
-    counts = {name: torch.zeros(layers) for name in ("active", "active_last")}
-    width = folded.w_enc[0].shape[0]
-    fired = {name: torch.zeros(layers, width, dtype=torch.bool) for name in ("all", "last")}
+    whole, asked = [], []
     for ids, last in prompts(tokenizer, sentences):
-        rows, kept = torch.arange(len(ids)), ids != PAD
-        kept[:, 0] = False
-        clean, new = model(ids), model(ids, splice(folded))
-        _compare(model, total, clean, new, ids, last)
-        inputs, outputs = model.sites(ids)
-        active: list[Tensor] = []
-        for layer in range(layers):
-            active.append(folded.encode(layer, inputs[layer]))
-            wrong = outputs[layer] - folded.decode(layer, active)
-            spread = outputs[layer] - outputs[layer][kept].mean(0)
-            spread_last = outputs[layer] - outputs[layer][rows, last].mean(0)
-            sums["error"][layer] += wrong[kept].square().sum()
-            sums["spread"][layer] += spread[kept].square().sum()
-            sums["error_last"][layer] += wrong[rows, last].square().sum()
-            sums["spread_last"][layer] += spread_last[rows, last].square().sum()
-            on = active[layer] > 0
-            counts["active"][layer] += on[kept].sum()
-            counts["active_last"][layer] += on[rows, last].sum()
-            fired["all"][layer] |= on[kept].any(0)
-            fired["last"][layer] |= on[rows, last].any(0)
-        total["tokens"] += int(kept.sum())
-    answers = total["answers"]
+        for row, end in zip(ids, last.tolist(), strict=True):
+            whole.append(row[row != PAD].tolist())
+            asked.append(row[: end + 1].tolist())
+    everywhere = agreement(replaced, whole)
+    at_answers = agreement(replaced, asked, positions="last")
+    hits, entropy = _answers(model, tokenizer, sentences)
+    hits_new, entropy_new = _answers(model, tokenizer, sentences, splice(folded))
     return {
-        "prompts": int(answers),
-        "agreement": round(total["agree"] / answers, 4),
-        "accuracy": round(total["hit_clean"] / answers, 4),
-        "accuracy_replaced": round(total["hit_new"] / answers, 4),
-        "cross_entropy": round(total["ce_clean"] / answers, 4),
-        "cross_entropy_replaced": round(total["ce_new"] / answers, 4),
-        "kl": round(total["kl"] / answers, 4),
-        "cross_entropy_all": round(total["ce_clean_all"] / total["next"], 4),
-        "cross_entropy_all_replaced": round(total["ce_new_all"] / total["next"], 4),
-        "normalised_error": _rounded(sums["error"] / sums["spread"], 4),
-        "normalised_error_last": _rounded(sums["error_last"] / sums["spread_last"], 4),
-        "l0": _rounded(counts["active"] / total["tokens"], 1),
-        "l0_last": _rounded(counts["active_last"] / answers, 1),
-        "unused_share": _rounded(1 - fired["all"].float().mean(1), 4),
-        "unused_share_last": _rounded(1 - fired["last"].float().mean(1), 4),
+        "prompts": len(sentences),
+        "agreement": round(at_answers.top1, 4),
+        "accuracy": round(hits, 4),
+        "accuracy_replaced": round(hits_new, 4),
+        "cross_entropy": round(entropy, 4),
+        "cross_entropy_replaced": round(entropy_new, 4),
+        "kl": round(at_answers.kl, 4),
+        "cross_entropy_all": round(everywhere.cross_entropy, 4),
+        "cross_entropy_all_replaced": round(everywhere.cross_entropy_replaced, 4),
+        "normalised_error": [round(layer.nmse, 4) for layer in everywhere.layers],
+        "normalised_error_last": [round(layer.nmse, 4) for layer in at_answers.layers],
+        "l0": [round(layer.l0, 1) for layer in everywhere.layers],
+        "l0_last": [round(layer.l0, 1) for layer in at_answers.layers],
+        "unused_share": [round(layer.dead, 4) for layer in everywhere.layers],
+        "unused_share_last": [round(layer.dead, 4) for layer in at_answers.layers],
     }
 
 
-def _compare(
-    model: LeanModel, total: dict[str, float], clean: Tensor, new: Tensor, ids: Tensor, last: Tensor
-) -> None:
-    """Add one batch's comparison of final residuals, clean and replaced, to the totals."""
-    rows, follows = torch.arange(len(ids)), ids[:, 1:] != PAD
-    answer = ids[rows, last + 1]
-    logits = {"clean": model.logits(clean[rows, last]), "new": model.logits(new[rows, last])}
-    for name, here in (("clean", clean), ("new", new)):
-        total[f"hit_{name}"] += int((logits[name].argmax(-1) == answer).sum())
-        total[f"ce_{name}"] += F.cross_entropy(logits[name], answer, reduction="sum").item()
-        every = model.logits(here[:, :-1][follows])
-        truth = ids[:, 1:][follows]
-        total[f"ce_{name}_all"] += F.cross_entropy(every, truth, reduction="sum").item()
-    total["agree"] += int((logits["clean"].argmax(-1) == logits["new"].argmax(-1)).sum())
-    logs = logits["new"].log_softmax(-1), logits["clean"].log_softmax(-1)
-    total["kl"] += F.kl_div(*logs, log_target=True, reduction="sum").item()
-    total["answers"] += len(ids)
-    total["next"] += int(follows.sum())
+@torch.no_grad()
+def _answers(
+    model: LeanModel, tokenizer, sentences: list[Sentence], replace: Replace | None = None
+) -> tuple[float, float]:
+    """How often the first token of the answer is the likeliest, and its cross-entropy."""
+    hits = entropy = 0.0
+    for ids, last in prompts(tokenizer, sentences):
+        rows = torch.arange(len(ids))
+        logits, answer = model.logits(model(ids, replace)[rows, last]), ids[rows, last + 1]
+        hits += int((logits.argmax(-1) == answer).sum())
+        entropy += F.cross_entropy(logits, answer, reduction="sum").item()
+    return hits / len(sentences), entropy / len(sentences)
 
 
 @torch.no_grad()
@@ -194,8 +177,4 @@ def lens(model: LeanModel, tokenizer, sentences: list[Sentence]) -> list[float]:
             final = rms_norm(x[rows, last], model.final, model.shape.eps)
             hits[layer] += (model.logits(final).argmax(-1) == ids[rows, last + 1]).sum()
         count += len(ids)
-    return _rounded(hits / count, 4)
-
-
-def _rounded(values: Tensor, digits: int) -> list[float]:
-    return [round(value, digits) for value in values.tolist()]
+    return [round(share, 4) for share in (hits / count).tolist()]

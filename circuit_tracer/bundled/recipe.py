@@ -1,6 +1,6 @@
 """The recipe: one command that makes the bundled model, its transcoders and its card from nothing.
 
-    python -m circuit_tracer.bundled.recipe [--stage model|plt|clt|card|all] [--out DIR]
+    python -m circuit_tracer.bundled.recipe [--stage model|plt|clt|features|card|all] [--out DIR]
 
 Stages are scheduled by steps, seeded, and independent: each reads what the ones before it wrote.
 A stage writes into a temporary folder beside its target and renames it when it is whole, so that
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from circuit_tracer.files import write_text
 
-STAGES = ("model", "plt", "clt", "card")
+STAGES = ("model", "plt", "clt", "features", "card")
 MODEL_NAME = "trace-circuits/bundled-five-languages"
 ALLOCATOR = {  # page faults of large temporaries halve the speed; these keep freed memory mapped
     "MALLOC_MMAP_MAX_": "0",
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         started = time.perf_counter()
         with Bar(stage, options.quiet) as report:
             _STAGES[stage](options, report)
-        if stage != "card":
+        if stage not in ("features", "card"):
             _note_time(options, stage, time.perf_counter() - started)
     return 0
 
@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--clt-features", type=int, default=704)
     parser.add_argument("--sentences", type=int, default=16000, help="for the transcoders")
     parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--texts", type=int, default=800, help="for the feature stores")
     parser.add_argument("--no-compile", action="store_true", help="never use torch.compile")
     parser.add_argument("--probes", type=int, default=80, help="pairs of prompts a patch")
     parser.add_argument("--prompts", type=int, default=4000, help="prompts a figure, at most")
@@ -98,7 +99,7 @@ def make_transcoders(kind: str) -> Callable[[argparse.Namespace, Callable], None
         sentences = training_sentences(options.sentences, options.seed)
         data = transcoders.collect(model, tokenizer, sentences, final=transcoders.FINAL_WEIGHT)
         recipe = _set_recipe(kind, options)
-        net = transcoders.train(kind, data, recipe, options.seed, report)
+        net = transcoders.train(data, recipe.settings, report)
         net = transcoders.polish(net, model, tokenizer, sentences, recipe, options.seed, report)
         if recipe.second_polish:
             again = replace(
@@ -114,17 +115,48 @@ def make_transcoders(kind: str) -> Callable[[argparse.Namespace, Callable], None
     return stage
 
 
+def make_features(options: argparse.Namespace, report: Callable) -> None:
+    """Stage `features`: stores that say what the features of both sets mean."""
+    import random
+
+    from circuit_tracer.features import Detail, build
+    from circuit_tracer.features.corpus import Document
+    from circuit_tracer.loading import load
+    from circuit_tracer.replacement import ReplacementModel
+
+    from .corpus import corpus
+
+    every = corpus()
+    told = random.Random(options.seed).sample(every, min(len(every), options.texts))
+    texts = [Document(sentence.text, sentence.language) for sentence in told]
+    detail = Detail(top=3, intervals=3, each=1, random=1, tokens=3, coactive=3, similar=3)
+    with Whole(options.out / "features") as folder:
+        for number, kind in enumerate(("plt", "clt")):
+            read = load(options.out / "model", options.out / kind, device="cpu", dtype="float32")
+            read.adapter.name = "bundled"
+            model = ReplacementModel(
+                read.adapter, read.tokenizer, read.transcoders.named(f"bundled {kind}")
+            )
+
+            def tell(share: float, message: str, before: int = number) -> None:
+                report(int(1000 * (share + before)), 2000, message)
+
+            build(model, texts, folder / f"{kind}.sqlite", top=3, sample=12, detail=detail,
+                  total=len(texts), progress=tell)  # fmt: skip
+
+
 def _set_recipe(kind: str, options: argparse.Namespace):
     """How to train a set: the standing recipe of its kind, with what the command line changes."""
-    from .transcoders import LENGTHS, Recipe
+    from .transcoders import LENGTHS, Recipe, recipe
 
     lengths = dict(LENGTHS[kind])
-    if getattr(options, f"{kind}_steps"):
-        lengths["steps"] = getattr(options, f"{kind}_steps")
+    steps = getattr(options, f"{kind}_steps") or lengths["steps"]
+    del lengths["steps"]
     if options.polish_steps:
         lengths["polish_steps"] = options.polish_steps
         lengths["second_polish"] = min(lengths.get("second_polish", 0), options.polish_steps)
-    return Recipe(features=getattr(options, f"{kind}_features"), **lengths)
+    features = getattr(options, f"{kind}_features")
+    return Recipe(recipe(kind, features, steps, options.seed), **lengths)
 
 
 def training_sentences(count: int, seed: int) -> list:
@@ -164,6 +196,7 @@ _STAGES = {
     "model": make_model,
     "plt": make_transcoders("plt"),
     "clt": make_transcoders("clt"),
+    "features": make_features,
     "card": make_card,
 }
 
@@ -196,14 +229,11 @@ class Whole:
         if kind is not None:
             shutil.rmtree(self.part, ignore_errors=True)
             return
+        from circuit_tracer.train.making import put
+
         for path in self.part.iterdir():
             path.chmod(0o644)
-        old = self.target.with_name(self.target.name + ".old")
-        shutil.rmtree(old, ignore_errors=True)
-        if self.target.exists():
-            self.target.rename(old)
-        self.part.rename(self.target)
-        shutil.rmtree(old, ignore_errors=True)
+        put(self.part, self.target)
 
 
 class Bar:

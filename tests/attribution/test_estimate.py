@@ -14,7 +14,7 @@ import circuit_tracer as ct
 from circuit_tracer import memory
 from circuit_tracer.attribute import attribute
 from circuit_tracer.errors import MemoryBudgetError
-from circuit_tracer.estimate import _needs, estimate, rehearse
+from circuit_tracer.estimate import _needs, _spread, estimate, rehearse
 from circuit_tracer.rows import packed
 from circuit_tracer.targets import choose
 
@@ -141,3 +141,32 @@ def test_chunks_hold_every_target_once_and_are_filled(counts, columns):
     assert all(size == columns for size in sizes[:-1]) and all(
         0 < size <= columns for size in sizes
     )
+
+
+@pytest.mark.parametrize("family", ["gemma2", "llama", "phi3"])
+def test_weights_folded_on_first_use_are_foreseen(family):
+    adapter = tiny.replacement(family).adapter
+    made = sum(block.value.nbytes + block.output.nbytes for block in adapter.blocks)
+    assert memory.folded(adapter) == made
+
+
+def test_sizes_are_said_in_words_that_show_them():
+    assert memory.said(3.5 * 2**20) == "3.5 MiB"
+    assert memory.said(2**33) == "8.00 GiB"
+
+
+@given(count=st.integers(1, 64))
+def test_trials_are_spread_over_a_run_however_few_there_are(count):
+    marks = sorted(_spread(count))
+    assert len(set(marks)) == count
+    gaps = [b - a for a, b in zip([0.0, *marks], [*marks, 1.0], strict=True)]
+    assert min(gaps) > 0 and max(gaps) <= 2 / count
+
+
+def test_estimating_stops_early(traced, monkeypatch):
+    local, directions = traced
+    plan = rehearse(local, directions)
+    tried = []
+    monkeypatch.setattr(plan, "_seconds", lambda chunk: tried.append(chunk) or 1.0)
+    plan.estimate()
+    assert len(tried) == 1

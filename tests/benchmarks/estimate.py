@@ -3,7 +3,8 @@
     python tests/benchmarks/estimate.py CASE [--only NAME]
 
 CASE is the folder of the benchmark case (case.py). Time is that of attribution alone on one thread,
-the best of three in CPU seconds, and the estimate reads the same clock instead of the wall's.
+in CPU seconds, and the estimate reads the same clock instead of the wall's; the two take turns, and
+the medians of three rounds are given.
 Memory is the peak above loading, from token ids to rows, without the pages of mapped files.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import time
@@ -63,19 +65,22 @@ def measured(name: str, folder: Path) -> dict[str, Any]:
         rows = traced(prompt)
     del rows
     directions, local = ready(prompt)
-    times = []
+    rounds = []
     for _ in range(ROUNDS):
         clock = time.process_time()
+        plan = rehearse(local, directions)
+        planned = plan.estimate(plan.resolve(limit))
+        planning = time.process_time() - clock
+        clock = time.process_time()
         attribute(local, directions, limit)
-        times.append(time.process_time() - clock)
-    plan = rehearse(local, directions)
-    clock = time.process_time()
-    planned = plan.estimate(plan.resolve(limit))
+        rounds.append((planned.seconds, planning, time.process_time() - clock))
+        del plan
+    seconds, planning, took = map(statistics.median, zip(*rounds, strict=True))
     return {
         "case": name,
-        "seconds": min(times),
-        "planned_seconds": planned.seconds,
-        "estimating": time.process_time() - clock + plan.started,
+        "seconds": took,
+        "planned_seconds": seconds,
+        "estimating": planning,
         "mib": meter.figures["above_loading_mib"] - max(0.0, meter.figures["files_mapped_mib"]),
         "planned_mib": planned.peak_bytes / 2**20,
     }

@@ -12,6 +12,7 @@ from circuit_tracer.bundled.folder import Folded
 WORDS = """
 --quiet --no-compile --threads 1 --layers 4 --steps 3 --plt-steps 3 --clt-steps 3
 --plt-features 32 --clt-features 24 --sentences 300 --probes 3 --prompts 40 --polish-steps 2
+--texts 12
 """
 TOY = WORDS.split()
 
@@ -28,6 +29,7 @@ def test_it_makes_every_folder(made):
         "model",
         "plt",
         "clt",
+        "features",
         "card.json",
         "README.md",
     }

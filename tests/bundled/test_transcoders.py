@@ -7,14 +7,15 @@ import torch
 from safetensors.torch import load_file
 
 from circuit_tracer.bundled.folder import Folded, fold, round_off, write
-from circuit_tracer.bundled.transcoders import Activations, Recipe, Transcoders, train
+from circuit_tracer.bundled.transcoders import Activations, recipe, train
+from circuit_tracer.train.network import Network
 
 LAYERS, WIDTH, FEATURES = 3, 8, 20
 
 
-def random_net(kind: str) -> Transcoders:
+def random_net(kind: str) -> Network:
     torch.manual_seed(0)
-    net = Transcoders(kind, LAYERS, WIDTH, FEATURES, seed=1).requires_grad_(False)
+    net = Network(kind, LAYERS, WIDTH, FEATURES, seed=1).requires_grad_(False)
     for tensor in [*net.parameters(), *net.buffers()]:
         tensor.copy_(torch.rand(tensor.shape) + 0.2 if tensor.ndim == 1 else tensor)
     for tensor in [*net.b_enc, net.b_dec, net.center, *net.w_dec]:
@@ -108,13 +109,13 @@ def test_training_lowers_the_error(kind):
     inputs = torch.randn(LAYERS, 600, WIDTH, generator=generator)
     mixing = torch.randn(LAYERS, WIDTH, WIDTH, generator=generator)
     data = Activations(inputs, (inputs @ mixing).relu(), torch.ones(600))
-    recipe = Recipe(features=FEATURES, k=6, steps=200, batch=128, rate=1e-2)
+    settings = recipe(kind, FEATURES, steps=200, seed=0, k=6, batch=128, rate=1e-2)
     said = []
 
     def note(done, total, text):
         said.append(float(text.split()[-1]))
 
-    net = train(kind, data, recipe, 0, note)
+    net = train(data, settings, note)
     assert said[-1] < 0.6 * said[0]
-    again = train(kind, data, recipe, 0, lambda *_: None)
+    again = train(data, settings, lambda *_: None)
     assert torch.equal(net.w_enc[0], again.w_enc[0])

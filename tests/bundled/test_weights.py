@@ -14,6 +14,7 @@ from circuit_tracer.bundled import measure, model_dir, probes, transcoder_dir
 from circuit_tracer.bundled.card import describe, graph_scores
 from circuit_tracer.bundled.folder import Folded
 from circuit_tracer.bundled.language_model import read
+from circuit_tracer.loading import load
 
 WEIGHTS = bundled.model_dir().parent
 
@@ -94,7 +95,8 @@ def test_accuracy_is_the_cards(model, tokenizer, card, split):
 
 @pytest.mark.parametrize("kind", ["plt", "clt"])
 def test_agreement_is_the_cards(model, tokenizer, sets, card, kind):
-    found = measure.replacement(model, tokenizer, sets[kind], measure.unseen(200, seed=1))
+    replaced, sentences = load(transcoders=kind), measure.unseen(200, seed=1)
+    found = measure.replacement(replaced, model, tokenizer, sets[kind], sentences)
     assert found["agreement"] == pytest.approx(card["replacement"][kind]["agreement"], abs=0.05)
     wanted = card["replacement"][kind]["l0"]
     assert found["l0"] == pytest.approx(wanted, rel=0.15)
