@@ -1,0 +1,84 @@
+"""`circuit-tracer batch`: many prompts with one model load, and a table of what came of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from circuit_tracer.cli import options
+from circuit_tracer.cli.destinations import said
+from circuit_tracer.cli.progress import bar
+from circuit_tracer.cli.task import Task
+
+NOT_HERE = {"targets", "differences", "features", "positions", "answer", "chat"}
+"""What belongs to a prompt stands in its line."""
+
+EPILOG = """\b
+A line of prompts.jsonl:
+  {"id": "capital-fr", "prompt": "The capital of France is"}
+  {"prompt": "The Statue of Liberty is in", "answer": " New York City"}
+"""
+
+
+@click.command(
+    cls=Task,
+    name="batch",
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+)
+@click.argument("prompts", metavar="PROMPTS.jsonl|.txt", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Graphs, table and index. The same command goes on where it stopped.",
+)
+@options.tracing
+@click.option("--retry", is_flag=True, help="Trace again what failed before.")
+@click.option("--json", "as_json", is_flag=True, help="Print the table as JSON lines.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing; the exit status says it.")
+@options.debug
+def batch(**given: Any) -> None:
+    """Trace every prompt of a file: a graph each, a table of figures, an index page.
+
+    A prompt that fails is recorded with its reason and does not stop the rest; the exit status is
+    then 1.
+    """
+    from circuit_tracer.batch import read_jobs, rows, run
+    from circuit_tracer.loading import load
+
+    jobs = read_jobs(given["prompts"])
+    names = ("max_features", "max_logits", "logit_probability", "ignore_positions", "kernels")
+    with bar(given["quiet"] or given["as_json"]) as progress:
+        progress(0.0, "loading the model")
+        where = {name: given[name] for name in ("device", "dtype", "offload")}
+        model = load(given["model"], given["transcoders"], **where)
+        records = run(
+            jobs,
+            model,
+            given["output"],
+            nodes=given["node_threshold"],
+            edges=given["edge_threshold"],
+            retry=given["retry"],
+            progress=progress,
+            **{name: given[name] for name in names},
+        )
+    failed = [record for record in records if record.error is not None]
+    if given["as_json"]:
+        click.echo("\n".join(json.dumps(row, ensure_ascii=False) for row in rows(records)))
+    elif not given["quiet"]:
+        click.echo(f"{len(records) - len(failed)} of {len(records)} prompts traced")
+        click.echo(said(given["output"] / "index.html"))
+    for record in failed:
+        if not given["quiet"]:
+            click.echo(f"failed: {record.job['id']}: {record.error}", err=True)
+    if failed:
+        click.get_current_context().exit(1)
+
+
+batch.params = [parameter for parameter in batch.params if parameter.name not in NOT_HERE]
