@@ -3,7 +3,7 @@
 #   make demo      set up .venv, trace a prompt on the bundled model, say where the page is
 #   make setup     .venv with everything development needs
 #   make check     format, lint, types, import layers, links and examples in the docs
-#   make test      the tests; PYTEST="-k name -x" passes options on
+#   make test      the tests, on all cores; PYTEST="-n0 -k name -x" passes options on
 #   make test-old  the core's tests on the oldest supported transformers, in .venv-old
 #   make bench     measurements, printed and not judged; BENCH="--reference PYTHON" compares
 #   make bench-gpu the rows that need a CUDA device, in one run of under ten minutes
@@ -24,6 +24,7 @@ BENCH ?=
 PROMPT ?= The opposite of small is
 BIN := $(VENV)/bin
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 python -m pip install -qq
+PARALLEL := -n logical --dist loadfile
 OLD_TESTS ?= tests/attribution tests/loading
 
 help:
@@ -64,10 +65,10 @@ check: setup
 	$(BIN)/python -m pytest -q tests/house -m "not slow"
 
 test: setup
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST)
 
 test-old: $(VENV_OLD)/.dev
-	$(VENV_OLD)/bin/python -m pytest $(OLD_TESTS) $(PYTEST)
+	$(VENV_OLD)/bin/python -m pytest $(PARALLEL) $(OLD_TESTS) $(PYTEST)
 
 bench: setup
 	$(BIN)/python tests/benchmarks/compare.py $(BENCH)

@@ -2,11 +2,11 @@
 
     python tests/benchmarks/scaling.py [--picture FILE.svg] [--json FILE]
 
-A random Llama of 4 layers, d_model 128, 4 heads; random ReLU transcoders. Prompts of 16 to 256 tokens
-with 1,024 features a layer, and 1,024 to 32,768 features a layer over 12 tokens, about one in 50 of them
-active at each (layer, position). CPU seconds of one thread, best of three: the forward pass and the
-encoders, and the complete sweep. Beside them stand the operations that each has to do. Slopes are
-those of a straight line through the logarithms.
+A random Llama of 4 layers, d_model 128, 4 heads; random ReLU transcoders. Prompts of 16 to 256
+tokens with 1,024 features a layer, and 1,024 to 32,768 features a layer over 12 tokens, about one
+in 50 of them active at each (layer, position). CPU seconds of one thread, best of three: the
+forward pass and the encoders, and the complete sweep. Beside them stand the operations that each
+has to do. Slopes are those of a straight line through the logarithms.
 """
 
 from __future__ import annotations
@@ -182,9 +182,7 @@ def panel(rows: list[dict[str, float]], name: str, left: int) -> str:
         return f'<polyline fill="none" {style} points="{points}"/>'
 
     marks = "".join(
-        '<circle r="4" fill="#0072B2" cx="{:.1f}" cy="{:.1f}"/>'.format(*place(row[name], time))
-        + f'<text x="{place(row[name], time)[0]:.1f}" y="300" text-anchor="middle">{row[name]:,.0f}</text>'
-        + f'<text x="{place(row[name], time)[0]:.1f}" y="{place(row[name], time)[1] - 10:.1f}" text-anchor="middle">{time:.2g} s</text>'
+        mark(*place(row[name], time), f"{row[name]:,.0f}", f"{time:.2g} s")
         for row, time in zip(rows, times, strict=True)
     )
     title = f"sweep, by {name.replace('_', ' ')} (log-log)"
@@ -195,6 +193,15 @@ def panel(rows: list[dict[str, float]], name: str, left: int) -> str:
         + marks
         + f'<text x="{left}" y="322" fill="#C4500A">dashed: operations, at the rate of the last '
         "point</text>"
+    )
+
+
+def mark(x: float, y: float, below: str, above: str) -> str:
+    """A point, what it is, and how high."""
+    return (
+        f'<circle r="4" fill="#0072B2" cx="{x:.1f}" cy="{y:.1f}"/>'
+        f'<text x="{x:.1f}" y="300" text-anchor="middle">{below}</text>'
+        f'<text x="{x:.1f}" y="{y - 10:.1f}" text-anchor="middle">{above}</text>'
     )
 
 

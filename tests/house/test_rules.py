@@ -117,7 +117,7 @@ def test_no_file_is_unexpectedly_large():
         name for name in large if not name.startswith("circuit_tracer/bundled/weights/")
     } == set()
     weights = [path for path in files() if ROOT / "circuit_tracer/bundled/weights" in path.parents]
-    assert sum(path.stat().st_size for path in weights) < 20 * 2**20
+    assert sum(path.stat().st_size for path in weights) < 22 * 2**20
 
 
 def test_make_has_its_verbs():
