@@ -11,6 +11,7 @@ from circuit_kernels.choice import Choice
 from circuit_tracer.changes import Change, Changes
 from circuit_tracer.errors import InputError
 from circuit_tracer.forward import Forward, run
+from circuit_tracer.graft import Grafts, Positions, graft
 from circuit_tracer.intervene import Intervention, Mode, intervene
 from circuit_tracer.local import Local
 from circuit_tracer.memory import check_forward
@@ -219,6 +220,49 @@ class ReplacementModel:
             mode,
             layers,
             freeze_attention,
+        )
+
+    def graft(
+        self,
+        receiver: str | Sequence[int] | Tensor,
+        donor: str | Sequence[int] | Tensor,
+        take: Sequence[Any],
+        remove: Sequence[Any] = (),
+        strengths: Sequence[float] = (1.0,),
+        removal: float | None = None,
+        end_layers: Sequence[int | None] = (None,),
+        at: Positions = None,
+        tokens: Sequence[int] = (),
+    ) -> Grafts:
+        """Put features of one prompt, the donor, into another, the receiver.
+
+        Args:
+            take: features of the donor, as keys of `intervene`. Each is set to its activation in
+                the donor times the strength; where a range of positions is named, at those where
+                it is active.
+            remove: features of the receiver to scale, named the same way; a place that something
+                is put into is left to that.
+            strengths: to try, all of them with each end layer.
+            removal: what `remove` is multiplied by; None for 1 − strength.
+            end_layers: to try: MLP outputs of layers 0 to this one are held at clean + change, and
+                attention patterns; None recomputes everything.
+            at: where in the receiver what is taken goes: a position, or donor position →
+                receiver position. None for the same position counted from the end.
+            tokens: ids of further tokens to follow, beside the likeliest of both prompts.
+
+        Raises:
+            InputError: as `intervene`; positions that the receiver does not have, two features for
+                one place, an end layer below a feature that is changed.
+
+        Example:
+            >>> import circuit_tracer as ct
+            >>> small, hot = "The opposite of small is", "The opposite of hot is"
+            >>> take, remove = [(2, 4, 949)], [(2, 4, 77)]
+            >>> ct.load().graft(small, hot, take, remove, strengths=[1, 6]).trials[1].top
+            ' cold'
+        """
+        return graft(
+            self, receiver, donor, take, remove, strengths, removal, end_layers, at, tokens
         )
 
     def generate(

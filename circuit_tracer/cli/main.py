@@ -11,9 +11,10 @@ from circuit_tracer.cli.compare import compare
 from circuit_tracer.cli.convert import convert
 from circuit_tracer.cli.doctor import doctor
 from circuit_tracer.cli.features import features
+from circuit_tracer.cli.graft import graft
 from circuit_tracer.cli.intervene import intervene
+from circuit_tracer.cli.model_questions import query
 from circuit_tracer.cli.models import models
-from circuit_tracer.cli.query import query
 from circuit_tracer.cli.steer import steer
 from circuit_tracer.cli.trace import trace
 from circuit_tracer.cli.train import train
@@ -43,6 +44,7 @@ for command in (
     doctor,
     models,
     intervene,
+    graft,
     query,
     steer,
     train,

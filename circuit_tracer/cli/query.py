@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from circuit_tracer.cli import options
-from circuit_tracer.cli.asking import Answer, Questions, in_graph, load_model, plain, question
+from circuit_tracer.cli.asking import Answer, Questions, load_model, plain, question
 from circuit_tracer.cli.intervene import LOADING
 
 if TYPE_CHECKING:
@@ -300,39 +300,6 @@ def export(circuit: ct.Circuit, given: dict[str, Any]) -> Answer:
         raise InputError(f"{given['output'].name}: the name should end in .{', .'.join(EXPORTS)}")
     written = getattr(circuit, EXPORTS[kind])(given["output"]) or (given["output"],)
     return Answer([str(path) for path in written], "\n".join(map(str, written)))
-
-
-@question(query, "heads", PLACES, ROWS, *LOADING, graph=True)
-def heads(circuit: ct.Circuit, given: dict[str, Any], graph: ct.Graph) -> Answer:
-    """Attention heads that carry the edge between two NODEs, or every edge of a path of more."""
-    from circuit_tracer.attention import path_heads
-
-    names = [in_graph(circuit, name) for name in given["nodes"]]
-    found = path_heads(load_model(given, graph), graph, names)
-    values = [edge.to_plain(given["k"]) for edge in found.edges]
-    return Answer(values, found.table(given["k"]))
-
-
-@question(
-    query,
-    "qk",
-    click.option("--layer", type=int, required=True, metavar="N"),
-    click.option("--head", type=int, required=True, metavar="N"),
-    click.option("--query", "query_position", type=int, required=True, metavar="POSITION",
-                 help="The position that looks."),
-    click.option("--key", "key_position", type=int, required=True, metavar="POSITION",
-                 help="The position it looks at."),
-    ROWS,
-    *LOADING,
-    graph=True,
-)  # fmt: skip
-def qk(circuit: ct.Circuit, given: dict[str, Any], graph: ct.Graph) -> Answer:
-    """Why a head looks where it looks: its score, split over what was written at both ends."""
-    from circuit_tracer.attention import qk as take_apart
-
-    places = (given[name] for name in ("layer", "head", "query_position", "key_position"))
-    found = take_apart(load_model(given, graph), graph, *places)
-    return Answer(found.to_plain(given["k"]), found.table(given["k"]))
 
 
 def said(circuit: ct.Circuit, node: ct.Node) -> tuple[str, str]:

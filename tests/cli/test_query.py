@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import pytest
 from click.testing import CliRunner
@@ -174,6 +175,43 @@ def test_another_model_is_refused(ask):
     assert "of its features are not active here; load the model and the transcoders" in said
 
 
+def test_an_error_node_is_taken_apart(ask, graph):
+    from circuit_tracer.error_nodes import explain_error
+
+    model, other = ct.load(), ct.load(transcoders="clt")
+    node = max((n for n in graph.nodes if n.kind == "error"), key=lambda n: n.influence)
+    place = f"L{node.layer}@{node.position}"
+    found = answered(ask("error", place, "--other", "clt", "-k", 4, "--json", "-"))
+    wanted = explain_error(graph, model, node, [other.transcoders], k=4)
+    assert found == json.loads(json.dumps(asdict(wanted)))
+    said = ask("error", node.id, "--other", "clt", "-k", 4)
+    assert said == ask("error", f"error {place}", "--other", "clt", "-k", 4)
+    assert f"{wanted.size:.2f} of the MLP's output" in said
+    assert f"bundled clt: its own error is {wanted.others[0].size:.2f}" in said
+
+
+def test_weights_that_hold_for_every_prompt(ask, tmp_path):
+    from circuit_tracer.global_weights import coactivation, global_weights, virtual_weight
+
+    model, feature = ct.load(), (2, 949)
+    pair = answered(ask("weights", "2.949", "L5#20", "--json", "-"))
+    assert pair == {
+        "source": [2, 949],
+        "target": [5, 20],
+        "weight": virtual_weight(model, feature, (5, 20)),
+    }
+    text = "The opposite of hot is cold."
+    (tmp_path / "texts.txt").write_text(f"{text}\n", encoding="utf-8")
+    words = ("weights", "--of", "2.949", "--side", "outputs", "-k", 3)
+    found = answered(ask(*words, "--texts", tmp_path / "texts.txt", "--json", "-"))
+    wanted = global_weights(model, feature, "outputs", 3, coactivation(model, feature, [text]))
+    assert [one["target"] for one in found] == [list(one.target) for one in wanted]
+    assert [one["twera"] for one in found] == [one.twera for one in wanted]
+    assert found[0]["together"] > 0
+    alone = global_weights(model, feature, "outputs", 1)[0]
+    assert ask(*words, "-q").splitlines()[0] == f"L{alone.target[0]}#{alone.target[1]}"
+
+
 def test_json_graphs_are_asked_as_they_are(ask, circuit):
     found = answered(ask("nodes", "-k", 1000, "--json", "-", name="dallas.json"))
     assert {node["id"] for node in found} == {node.id for node in circuit.nodes}
@@ -206,6 +244,15 @@ def test_answers_are_written_to_files_too(ask, tmp_path):
         (["heads", "Dallas"], "a path has at least two nodes"),
         (["heads", "Dalas", "Austin"], "the nearest are 'Dallas'"),
         (["qk", "--layer", "99", "--head", "0", "--query", "1", "--key", "0"], "no layer 99"),
+        (["error", "Dallas"], "is of kind 'embedding'"),
+        (["error", "L99@4"], "there is no node '99_-1_4'"),
+        (["error", "L3@99"], "position 99 is outside"),
+        (["weights"], "give two features"),
+        (["weights", "2.949"], "give two features"),
+        (["weights", "2.949", "5.20", "--of", "2.949"], "give two features"),
+        (["weights", "5.20", "2.949"], "must be in a lower layer"),
+        (["weights", "2.949", "error"], "not a feature, like 3.417"),
+        (["weights", "--of", "2.99999"], "layer 2 has no feature 99999"),
         (["pathz"], "did you mean paths"),
         (["influence"], "Missing argument"),
     ],
@@ -221,6 +268,6 @@ def test_a_file_that_is_not_there(tmp_path):
 
 def test_help_lists_the_questions():
     said = CliRunner().invoke(main, ["query", "--help"]).output
-    for name in ("paths", "carriers", "cut", "supernodes", "heads", "qk", "export"):
+    for name in ("paths", "carriers", "cut", "supernodes", "heads", "qk", "error", "weights"):
         assert f"  {name} " in said
     assert "--node-threshold" in CliRunner().invoke(main, ["query", "paths", "--help"]).output

@@ -15,7 +15,14 @@ PAGES = [
     for path, text in texts()
     if path.suffix == ".md" and ROOT / "tests" not in path.parents
 ]
-RUN = ["README.md", "docs/quickstart.md", "docs/bundled_model.md"]
+RUN = [
+    "README.md",
+    "docs/quickstart.md",
+    "docs/bundled_model.md",
+    "docs/queries.md",
+    "docs/interventions.md",
+    "docs/faithfulness.md",
+]
 
 
 def anchors(text: str) -> set[str]:
