@@ -315,8 +315,8 @@ class Circuit(Network):
                     suppressed=note.suppressed,
                 )
             )
-        wiring = self.wiring
-        edges = zip(wiring.sources, wiring.targets, self.weights.tolist(), strict=True)
+        wiring, ids = self.wiring, [node.id for node in self.nodes]
+        edges = tuple(zip(wiring.sources, wiring.targets, self.weights.tolist(), strict=True))
         return Drawing(
             prompt=self.prompt,
             tokens=self.tokens,
@@ -324,7 +324,17 @@ class Circuit(Network):
             transcoders=self.provenance.transcoders,
             n_layers=self.n_layers,
             nodes=tuple(nodes),
-            edges=tuple(edges),
+            edges=edges,
+            totals={
+                target: abs(weight) / share
+                for (_, target, weight), share in zip(edges, wiring.shares, strict=True)
+                if share > 0
+            },
+            heads={
+                (source, target): self.heads[ids[source], ids[target]]
+                for source, target, _ in edges
+                if (ids[source], ids[target]) in self.heads
+            },
             scores=figures(self),
             about=about(self),
             notices=notices(self),

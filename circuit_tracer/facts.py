@@ -84,6 +84,21 @@ class FeatureNote:
         return cls(values["label"], promoted, suppressed)
 
 
+@dataclass(frozen=True, slots=True)
+class EdgeHeads:
+    """Which attention heads carry an edge; `residual` and `by_layer` sum to its weight.
+
+    Attributes:
+        residual: the part that meets no head.
+        by_layer: what all heads of each layer carry, from layer 0 up to the target's.
+        heads: (layer, head, part, position it looks at) of the strongest heads, strongest first.
+    """
+
+    residual: float
+    by_layer: tuple[float, ...]
+    heads: tuple[tuple[int, int, float, int], ...]
+
+
 def _feature(key: Any) -> tuple[int, int]:
     """(layer, id) as JSON holds it. ValueError for anything else."""
     if not isinstance(key, list | tuple) or [type(part) for part in key] != [int, int]:

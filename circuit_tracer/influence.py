@@ -230,7 +230,7 @@ def _along(
     """
     firsts = [index.feature_rows(layer).start for layer in range(index.n_layers)]
     found = torch.searchsorted(shown.targets, torch.tensor([*firsts, index.first_target])).tolist()
-    share = shown.weights.double().abs_() / full.absolute.index_select(0, shown.targets)
+    share = shown.weights.double().abs() / full.absolute.index_select(0, shown.targets)
     mass = own.clone()
     for start, stop in reversed([*zip(found, [*found[1:], len(share)], strict=True)]):
         span = slice(start, stop)

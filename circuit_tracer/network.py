@@ -15,7 +15,7 @@ import torch
 from circuit_tracer import lookup
 from circuit_tracer.card import Faithfulness
 from circuit_tracer.errors import InputError
-from circuit_tracer.facts import FeatureNote, Provenance
+from circuit_tracer.facts import EdgeHeads, FeatureNote, Provenance
 from circuit_tracer.influence import Scores
 from circuit_tracer.nodes import Kind, Node
 from circuit_tracer.paths import Wiring, topological
@@ -86,6 +86,7 @@ class Network:
             None for a whole circuit.
         members: the nodes that were merged into one, by its id.
         faithfulness: how far the graph agrees with its model, where that was measured.
+        heads: which heads carry an edge, by the ids of its ends, where that was computed.
         n_all_nodes, n_all_edges: size of the full graph (edges: those that are not zero).
     """
 
@@ -109,6 +110,7 @@ class Network:
     ignored: Mapping[str, float] = field(default_factory=dict)
     members: Mapping[str, tuple[Node, ...]] = field(default_factory=dict)
     faithfulness: Faithfulness | None = None
+    heads: Mapping[tuple[str, str], EdgeHeads] = field(default_factory=dict)
 
     @property
     def prompt(self) -> str:

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 
 from circuit_kernels.choice import Choice
+from circuit_tracer.attention.carried import edge_heads
 from circuit_tracer.attribute import Progress, attribute
 from circuit_tracer.circuit import Circuit, Provenance
 from circuit_tracer.errors import InputError
@@ -159,10 +160,21 @@ def estimate_trace(
     return plan.estimate(plan.resolve(max_features))
 
 
-def page_circuit(graph: Graph) -> Circuit:
+def page_circuit(
+    graph: Graph, model: ReplacementModel | None = None, heads: int | None = None
+) -> Circuit:
     """What the page holds: wider than the default circuit, so that its sliders have something to
-    show, and capped at what a browser draws with ease."""
-    return graph.prune(nodes=0.98, edges=0.99, max_nodes=PAGE_NODES, max_edges=PAGE_EDGES)
+    show, and capped at what a browser draws with ease.
+
+    Args:
+        model: the model of the graph, where it is at hand; then the edges that matter most say
+            which attention heads carry them.
+        heads: of how many edges; None for as many as take some tenths of a second.
+    """
+    circuit = graph.prune(nodes=0.98, edges=0.99, max_nodes=PAGE_NODES, max_edges=PAGE_EDGES)
+    if model is None or heads == 0:
+        return circuit
+    return replace(circuit, heads=edge_heads(model, graph, circuit, heads))
 
 
 def _prepare(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from typing import Any
 
 import click
@@ -43,6 +44,23 @@ class FeatureLimit(click.ParamType):
         return self.fail(
             f"{value!r} is neither a number (0 or more), nor all, nor auto.", param, ctx
         )
+
+
+class EdgeCount(click.ParamType):
+    """A number of edges: a number, `all`, `none` or `auto`. `auto` becomes None."""
+
+    name = "N|all|none|auto"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | None:
+        if value is None or isinstance(value, int):
+            return value
+        if value in ("all", "none", "auto"):
+            return {"all": sys.maxsize, "none": 0, "auto": None}[value]
+        if value.isascii() and value.isdecimal():
+            return int(value)
+        return self.fail(f"{value!r} is neither a number, nor all, none or auto.", param, ctx)
 
 
 class Positions(click.ParamType):

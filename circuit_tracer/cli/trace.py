@@ -78,6 +78,13 @@ class Timings:
 )
 @click.option("--verify", is_flag=True, help="Test the graph by interventions on the model, and "
               "say in terminal, page and --save file how far it can be trusted.")  # fmt: skip
+@click.option(
+    "--heads",
+    type=options.EdgeCount(),
+    default="auto",
+    help="Of how many edges the page "
+    "says which attention heads carry them; auto for some tenths of a second.",
+)
 @click.option("--estimate", is_flag=True, help="Say what the run would take, and stop there.")
 @click.option("--open", "open_page", is_flag=True, help="Open the page in a browser.")
 @click.option("-q", "--quiet", is_flag=True, help="Print the page's path only.")
@@ -107,7 +114,7 @@ def trace(**given: Any) -> None:
                 graph = verify(given, graph, model, report)
                 timings.lap("verifying")
             report(1.0, "writing")
-            write(given, graph, page)
+            write(given, graph, model, page)
             timings.lap("writing")
     if given["estimate"]:
         click.echo(str(estimate))
@@ -228,7 +235,9 @@ def verify(
     return replace(graph, faithfulness=card)
 
 
-def write(given: dict[str, Any], graph: ct.Graph, page: Path | None) -> None:
+def write(
+    given: dict[str, Any], graph: ct.Graph, model: ct.ReplacementModel, page: Path | None
+) -> None:
     """Everything that was asked for, each file whole or not at all."""
     if given["save"] is not None:
         graph.save(given["save"])
@@ -237,7 +246,7 @@ def write(given: dict[str, Any], graph: ct.Graph, page: Path | None) -> None:
     if page is not None:
         from circuit_tracer.tracing import page_circuit
 
-        page_circuit(graph).save_html(page)
+        page_circuit(graph, model, given["heads"]).save_html(page)
 
 
 def write_json(given: dict[str, Any], graph: ct.Graph) -> None:

@@ -8,10 +8,11 @@ can name its nodes and edges can be drawn, whatever computed it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from circuit_tracer.errors import InputError
+from circuit_tracer.facts import EdgeHeads
 
 KINDS = ("feature", "error", "embedding", "logit")
 MOST_NODES = 5_000
@@ -68,6 +69,9 @@ class Drawing:
         n_layers: layers of the model; logits stand at this layer.
         nodes: in any order; the order decides nothing but ties.
         edges: (index of the source, index of the target, weight).
+        totals: sum of the absolute weights of all edges into a node in the full graph, by its index
+            in `nodes`; an edge's share is its part of that. Empty where unknown.
+        heads: which attention heads carry an edge, by the indices of its ends, where known.
         scores: figures about the graph by name ("replacement", "completeness", ...).
         about: whatever says where the graph comes from (versions, parameters), by name.
         notices: sentences the reader must see before trusting the picture.
@@ -81,6 +85,8 @@ class Drawing:
     n_layers: int
     nodes: tuple[DrawnNode, ...]
     edges: tuple[tuple[int, int, float], ...]
+    totals: Mapping[int, float] = field(default_factory=dict)
+    heads: Mapping[tuple[int, int], EdgeHeads] = field(default_factory=dict)
     scores: dict[str, float] = field(default_factory=dict)
     about: dict[str, str | float | int] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
@@ -183,11 +189,14 @@ def fitted(drawing: Drawing, nodes: int = MOST_NODES, edges: int = MOST_EDGES) -
     kept = sorted(order[:nodes])
     chosen = sorted(strongest_edges(drawing, kept, edges))
     row = {old: new for new, old in enumerate(kept)}
-    triples = (drawing.edges[i] for i in chosen)
+    triples = [drawing.edges[i] for i in chosen]
+    pairs = [(s, t) for s, t, _ in triples if (s, t) in drawing.heads]
     return replace(
         drawing,
         nodes=tuple(everything[i] for i in kept),
         edges=tuple((row[s], row[t], weight) for s, t, weight in triples),
+        totals={row[i]: total for i, total in drawing.totals.items() if i in row},
+        heads={(row[s], row[t]): drawing.heads[s, t] for s, t in pairs},
         notices=(*drawing.notices, _dropped(drawing, len(kept), len(chosen))),
     )
 

@@ -25,6 +25,7 @@ SCRIPTS = (
     *SHARED_SCRIPTS,
     "state.js",
     "edges.js",
+    "edge.js",
     "graph.js",
     "overlay.js",
     "gestures.js",

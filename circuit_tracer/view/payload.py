@@ -39,10 +39,11 @@ def packed(data: bytes) -> str:
 
 def encode(drawing: Drawing) -> bytes:
     """The drawing in the layout above, not yet compressed."""
-    text = json.dumps(_header(drawing), separators=(",", ":"), allow_nan=False)
+    edges = sorted(drawing.edges, key=lambda edge: (edge[1], edge[0], edge[2]))
+    header_of = _header(drawing) | {"heads": _heads(drawing, edges)}
+    text = json.dumps(header_of, separators=(",", ":"), allow_nan=False)
     header = text.encode("ascii")
     header += b" " * (-len(header) % 4)
-    edges = sorted(drawing.edges, key=lambda edge: (edge[1], edge[0], edge[2]))
     columns = list(zip(*edges, strict=True)) or [(), (), ()]
     sources, targets, weights = columns
     return b"".join(
@@ -84,6 +85,7 @@ def _header(drawing: Drawing) -> dict[str, Any]:
         "suppressed": {
             i: _pairs(node.suppressed) for i, node in enumerate(nodes) if node.suppressed
         },
+        "total": {i: _rounded(total) for i, total in sorted(drawing.totals.items())},
         "scores": {name: _rounded(value) for name, value in drawing.scores.items()},
         "about": {name: _plain(value) for name, value in drawing.about.items()},
         "notices": list(drawing.notices),
@@ -92,6 +94,26 @@ def _header(drawing: Drawing) -> dict[str, Any]:
         "start": {"influence": round(start_share(drawing) * 100), "edges": START_EDGES},
         "n_edges": len(drawing.edges),
     }
+
+
+def _heads(drawing: Drawing, edges: list[tuple[int, int, float]]) -> list[list[Any]]:
+    """[number of the edge, residual part, by layer, [layer, head, part, key, layer, …]] each."""
+    known = ((number, drawing.heads.get((s, t))) for number, (s, t, _) in enumerate(edges))
+    return [
+        [
+            number,
+            _brief(found.residual),
+            [_brief(part) for part in found.by_layer],
+            [value for a, b, part, key in found.heads for value in (a, b, _brief(part), key)],
+        ]
+        for number, found in known
+        if found is not None
+    ]
+
+
+def _brief(part: float) -> float | int:
+    """Four significant digits, and a plain 0: parts of one edge are only read beside each other."""
+    return float(f"{part:.4g}") if part else 0
 
 
 def _rounded(value: float | None) -> float | None:

@@ -94,7 +94,7 @@ def ids(found):
 @given(st.integers(0, 10_000))
 def test_a_planted_partition_is_found(seed):
     # Random profiles of ten numbers can be alike by chance; not more than 0.9 in both.
-    circuit, groups = planted(seed, noise=0.02)
+    circuit, groups = planted(seed, noise=0.005)
     found = circuit.supernodes(similarity=0.95)
     assert ids(found) == groups
     assert all(one.cohesion > 0.95 for one in found)

@@ -1,10 +1,11 @@
 // The page itself: unpacks, wires the controls, and is the only place that changes the selection.
 
 function select(index, { push = true, tip = false, focus = false } = {}) {
-  if (index === S.selected && index >= 0) return;
+  if (index === S.selected && index >= 0 && S.edge < 0) return;
   if (push && S.selected >= 0 && index >= 0) S.trail.push(S.selected);
   if (index < 0) S.trail = [];
   S.selected = index;
+  S.edge = -1;
   S.walk = null;
   S.hovered = -1;
   S.tab = "node";
@@ -99,7 +100,7 @@ function drawHead() {
     ...(D.error_share === null ? [] : [` · ${percent(D.error_share)} of influence through errors`]));
   $("legend").replaceChildren(...legendItems());
   for (const text of D.notices) notice(text);
-  const keys = [["click, tap", "select"], ["ctrl-click, long press, P", "pin"], ["drag, shift-wheel", "pan"],
+  const keys = [["click, tap", "select a node or an edge"], ["ctrl-click, long press, P", "pin"], ["drag, shift-wheel", "pan"],
     ["wheel, pinch, + −", "zoom"], ["0", "fit"], ["arrows", "nearest node"], ["[ and ]", "step through inputs, outputs"],
     ["B", "back"], ["/", "search"], ["T", "table"], ["Esc", "clear"], ["?", "this help"]];
   $("keys").replaceChildren(h("h2", {}, "Keys and gestures"), h("dl", {}, keys.map(([key, what]) => h("div", {}, h("dt", {}, key), h("dd", {}, what)))),

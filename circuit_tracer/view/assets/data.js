@@ -37,6 +37,11 @@ function readDrawing(buffer) {
   const order = Uint32Array.from({ length: n }, (_, e) => e)
     .sort((a, b) => Math.abs(weights[b]) - Math.abs(weights[a]) || a - b);
   const drawing = { ...head, nodes, sources, targets, weights, order };
+  drawing.heads = new Map(head.heads.map(([e, residual, layers, flat]) => [e, { residual, layers,
+    heads: Array.from({ length: flat.length / 4 }, (_, k) => {
+      const [layer, number, part, key] = flat.slice(4 * k, 4 * k + 4);
+      return { layer, head: number, part, key };
+    }) }]));
   drawing.byId = new Map(nodes.map((node) => [node.id, node.index]));
   link(drawing);
   rank(drawing);

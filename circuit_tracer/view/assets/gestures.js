@@ -89,7 +89,11 @@ function pointerUp(event) {
     const index = gesture.output >= 0 ? gesture.output
       : nearest(placeIn(event), gesture.touch ? TOUCH_REACH : MOUSE_REACH);
     if ((event.ctrlKey || event.metaKey) && index >= 0) togglePin(index);
-    else select(index);
+    else {
+      const e = index < 0 ? edgeAt(placeIn(event), gesture.touch ? EDGE_TOUCH : EDGE_REACH) : -1;
+      if (e >= 0) selectEdge(e);
+      else select(index);
+    }
   }
   endGesture();
 }
@@ -200,6 +204,7 @@ function clear() {
   hideTip();
   if (document.activeElement === $("search")) $("stage").focus();
   if (S.query) setQuery("");
+  else if (S.edge >= 0) selectEdge(-1);
   else select(-1);
 }
 

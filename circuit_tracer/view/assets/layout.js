@@ -18,6 +18,7 @@ function visibleNodes() {
   });
   const held = shown.size;
   if (S.selected >= 0) shown.add(S.selected);
+  if (S.edge >= 0) shown.add(D.sources[S.edge]).add(D.targets[S.edge]);
   for (const pin of S.pins) shown.add(pin);
   return { shown, held };
 }

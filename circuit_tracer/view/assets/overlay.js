@@ -21,11 +21,11 @@ function inView(index, slack = 0) {
 
 function drawOverlay() {
   if (!G.layout || !G.frame) return;
-  const overlay = $("overlay"), focus = S.selected >= 0;
+  const overlay = $("overlay"), focus = S.selected >= 0 || S.edge >= 0;
   overlay.setAttribute("viewBox", `0 0 ${G.width} ${G.height}`);
   $("stage").classList.toggle("focus", focus);
   const layers = [clipRect(), columnMark(), tokenNames(), layerNames(), ...rings()];
-  const near = focus ? selectionLayers(layers) : new Set();
+  const near = S.edge >= 0 ? edgeLayers(layers) : focus ? selectionLayers(layers) : new Set();
   layers.push(outputNames(near), names(focus, near), hoverRing());
   overlay.replaceChildren(...layers.filter(Boolean));
 }
@@ -113,7 +113,7 @@ function hoverRing() {
 // Names of the outputs: slanted, at least 16 px apart, with a fine line to a triangle that had to
 // be left behind. They are spread, never dropped, while they fit the width.
 function outputNames(near) {
-  const group = svg("g", { class: "outputs" });
+  const group = svg("g", { class: "outputs" }), focus = S.selected >= 0 || S.edge >= 0;
   const seen = D.logits.filter((i) => inView(i, 1)).map((i) => ({ i, at: project(i)[0] })).sort((a, b) => a.at - b.at);
   const most = Math.floor((G.width - 40) / LEAST_OUTPUT_GAP);
   const shown = seen.length <= most ? seen
@@ -121,7 +121,7 @@ function outputNames(near) {
   spread(shown);
   for (const { i, at, x } of shown) {
     const node = D.nodes[i], y = project(i)[1], size = diameter(node) / 2, foot = y - size - 12;
-    const quiet = S.selected >= 0 && i !== S.selected && !near.has(i);
+    const quiet = focus && i !== S.selected && !near.has(i);
     const part = svg("g", { class: quiet ? "output quiet" : "output", "data-node": i });
     part.append(svg("path", { class: "leader", d: `M${at.toFixed(1)} ${(y - size - 2).toFixed(1)}L${x.toFixed(1)} ${foot.toFixed(1)}` }));
     part.append(svg("text", { transform: `translate(${(x + 3).toFixed(1)} ${(foot - 2).toFixed(1)}) rotate(-52)`,
@@ -150,8 +150,9 @@ function names(focus, near) {
   const group = svg("g", { class: "names" }), boxes = outputBoxes();
   const area = G.frame.w * G.frame.h, zoom = zoomOf();
   const most = focus ? NEIGHBOUR_NAMES : Math.min(Math.round((area / 34000) * Math.min(zoom, 2.5)), 70);
-  if (focus && inView(S.selected)) addName(group, S.selected, boxes, true, true);
-  const wanted = focus ? [...new Set(near.ranked)].filter((i) => D.nodes[i].kind === "feature") : D.features;
+  const selves = S.edge >= 0 ? [...near] : focus ? [S.selected] : [];
+  for (const i of selves) if (inView(i)) addName(group, i, boxes, true, true);
+  const wanted = focus ? [...new Set(near.ranked)].filter((i) => !selves.includes(i) && D.nodes[i].kind === "feature") : D.features;
   let placed = 0, tried = 0;
   for (const i of wanted) {
     if (placed >= most || tried >= 3 * most) break;

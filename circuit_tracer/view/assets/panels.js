@@ -40,6 +40,7 @@ function unpoint(index) {
 }
 
 function nodePanel() {
+  if (S.edge >= 0) return edgePanel(S.edge);
   return S.selected >= 0 ? selectedPanel(D.nodes[S.selected]) : overviewPanel();
 }
 
@@ -86,9 +87,21 @@ function factsOf(node) {
 function linksOf(node, side, name, ends) {
   const list = D[side][node.index], most = list.length ? Math.abs(D.weights[list[0]]) : 1;
   const section = h("section", { "data-side": side, "aria-label": name }, heading(name, list.length),
-    rows(list, (e) => row(ends[e], signed(D.weights[e]), Math.abs(D.weights[e]) / most, D.weights[e] < 0),
+    rows(list, (e) => edgeRow(e, ends[e], most),
       `No ${side} in this graph.`));
   return [section];
+}
+
+// A row that walks to the other end, with a way to the edge itself.
+function edgeRow(e, other, most) {
+  const item = row(other, signed(D.weights[e]), Math.abs(D.weights[e]) / most, D.weights[e] < 0);
+  item.append(h("a", { class: "link open", href: `#edge=${edgeName(e)}`, title: "This edge: share and attention heads",
+    "aria-label": `Edge with ${titleOf(D.nodes[other])}`, onclick: (event) => {
+      if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+      event.preventDefault();
+      selectEdge(e, { focus: true });
+    } }, "›"));
+  return item;
 }
 
 // The strongest path to an output, as a line of steps.
@@ -122,7 +135,7 @@ function pinnedPanel() {
   return [heading("Pinned", S.pins.length), h("ol", { class: "rows pins" }, S.pins.map(pin)),
     heading("Edges between them", inside.length),
     rows(inside, (e) => {
-      const item = row(D.targets[e], signed(D.weights[e]), Math.abs(D.weights[e]) / most, D.weights[e] < 0);
+      const item = edgeRow(e, D.targets[e], most);
       item.querySelector("bdi").prepend(`${shortened(titleOf(D.nodes[D.sources[e]]), 20)} → `);
       return item;
     }, "No edge joins two pinned nodes.")];

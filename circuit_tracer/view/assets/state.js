@@ -3,7 +3,7 @@
 
 let D;  // the drawing
 const S = {
-  selected: -1, hovered: -1, pins: [], influence: 80, edges: 600, view: null, tab: "node",
+  selected: -1, edge: -1, hovered: -1, pins: [], influence: 80, edges: 600, view: null, tab: "node",
   theme: null, query: "", show: "graph", trail: [], column: -1,
 };
 const TABS = ["node", "pinned", "search", "about"];
@@ -12,6 +12,7 @@ function hashOf() {
   const parts = [];
   const put = (key, value) => parts.push(`${key}=${encodeURIComponent(value)}`);
   if (S.selected >= 0) put("node", D.nodes[S.selected].id);
+  if (S.edge >= 0) parts.push(`edge=${edgeName(S.edge)}`);
   if (S.pins.length) parts.push("pins=" + S.pins.map((i) => encodeURIComponent(D.nodes[i].id)).join(","));
   if (S.influence !== D.start.influence) put("influence", S.influence);
   if (S.edges !== startEdges()) put("edges", S.edges);
@@ -28,6 +29,7 @@ function hashOf() {
 
 const READERS = {
   node: (text) => nodeNamed(text, (i) => { S.selected = i; }),
+  edge: (text) => (S.edge = edgeNamed(text)) >= 0,
   pins: (text) => text.split(",").every((id) => nodeNamed(id, (i) => {
     if (!S.pins.includes(i)) S.pins.push(i);
   })),
@@ -56,6 +58,6 @@ function startEdges() {
 }
 
 function resetState() {
-  Object.assign(S, { selected: -1, pins: [], influence: D.start.influence, edges: startEdges(),
+  Object.assign(S, { selected: -1, edge: -1, pins: [], influence: D.start.influence, edges: startEdges(),
     view: null, tab: "node", theme: null, query: "", show: "graph" });
 }
