@@ -68,12 +68,17 @@ def test_an_interruption_leaves_nothing_half_written(tmp_path):
         env=environment(),
         stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        # A background job of a shell without job control ignores SIGINT, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as process:
         time.sleep(3.0)  # by now it waits for its prompt
         process.send_signal(signal.SIGINT)
+        try:
+            process.wait(timeout=60)
+        finally:
+            process.kill()
         said = process.stderr.read()
-        status = process.wait()
-    assert status == 130, said
+    assert process.returncode == 130, said
     assert b"Traceback" not in said
     assert list(tmp_path.iterdir()) == []
 
