@@ -100,7 +100,6 @@ GRAPHS = (".safetensors", ".json")
 )
 @click.option("-q", "--quiet", is_flag=True, help="Print the summary only.")
 @options.debug
-# fmt: skip-marker
 def compare(**given: Any) -> None:
     """Lay prompts or saved graphs side by side: what do they share, and what has one alone?
 

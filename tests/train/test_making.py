@@ -188,7 +188,6 @@ def test_settings_that_cannot_be_are_refused(changed, says):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("activation", FUNCTIONS)
 def test_mixed_precision_learns_as_float32_does(activation):
     settings = Settings(features=64, k=8, steps=150, batch=128, activation=activation)
