@@ -15,6 +15,7 @@ import torch
 from circuit_kernels.choice import Choice
 from circuit_tracer.edges import EdgeRows
 from circuit_tracer.estimate import MaxFeatures, rehearse
+from circuit_tracer.keeping import KeepEdges
 from circuit_tracer.local import Local
 from circuit_tracer.rows import Progress, feature_groups, target_groups
 from circuit_tracer.targets import Readout
@@ -28,6 +29,7 @@ def attribute(
     max_features: MaxFeatures = "auto",
     kernels: Choice = "auto",
     progress: Progress | None = None,
+    keep_edges: KeepEdges = "auto",
 ) -> EdgeRows:
     """Edge rows of the targets and of active features.
 
@@ -38,16 +40,20 @@ def attribute(
             that is estimated to take less than `AUTO_SECONDS`, else as many as fit into it.
         kernels: "auto", "reference" or "triton".
         progress: called with (share done, message).
+        keep_edges: share of every row's absolute sum to store, the strongest edges first, or
+            "auto": all where they fit into memory.
 
     Raises:
-        InputError: `max_features` below 0, kernels that cannot run here.
+        InputError: `max_features` below 0, `keep_edges` not a share, kernels that cannot run here.
         MemoryBudgetError: the run would not fit into memory.
     """
     with torch.no_grad():
         plan = rehearse(local, directions, kernels)
-        limit = plan.resolve(max_features)
-        plan.check_memory(limit)
+        limit = plan.resolve(max_features, keep_edges)
+        keep = plan.share(limit, keep_edges)
+        plan.check_memory(limit, keep)
         rows = plan.rows
+        rows.store(keep)
 
         def report(expanded: int, layer: int) -> None:
             if progress is not None:

@@ -13,6 +13,7 @@ targets, each by its weight; in the circuit `between` two ends they mean those.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
@@ -33,7 +34,15 @@ if TYPE_CHECKING:
     import pandas
 
     from circuit_tracer.replacement import ReplacementModel
-    from circuit_tracer.view.drawing import Drawing
+    from circuit_tracer.view.drawing import Drawing, DrawnGroup
+    from circuit_tracer.view.notebook import Shown
+
+FEATURE = re.compile(r"\d+_\d+_\d+")
+DETAILED = 400
+"""Features of a page that show examples; beyond, a page would grow by megabytes."""
+
+OFFERED = 30
+"""Supernodes that a page offers, those that most passes."""
 
 __all__ = ["Circuit", "Edge", "FeatureNote", "Path", "Provenance", "Supernode"]
 
@@ -335,11 +344,44 @@ class Circuit(Network):
                 for source, target, _ in edges
                 if (ids[source], ids[target]) in self.heads
             },
+            looks=self.looks,
+            names=self._names(set(ids)),
+            groups=self._groups(ids),
+            details=self._details(),
             scores=figures(self),
             about=about(self),
             notices=notices(self),
             checks=() if self.faithfulness is None else self.faithfulness.section(),
         )
+
+    def _groups(self, ids: Sequence[str]) -> tuple[DrawnGroup, ...]:
+        """The supernodes that a page offers."""
+        from circuit_tracer.view.drawing import DrawnGroup
+
+        places = {name: place for place, name in enumerate(ids)}
+        return tuple(
+            DrawnGroup(one.name, tuple(places[node.id] for node in one.members), one.share)
+            for one in self.supernodes()[:OFFERED]
+        )
+
+    def _names(self, drawn: set[str]) -> dict[str, str]:
+        """Labels of features that a head's score speaks of and that are not drawn, by node id."""
+        looks = self.looks.values()
+        sides = (side for look in looks for side in (look.query_side, look.key_side))
+        others = {name for side in sides for name, _ in side} - drawn
+        keys = {name: name.split("_")[:2] for name in others if FEATURE.fullmatch(name)}
+        notes = {name: self.notes.get((int(a), int(b))) for name, (a, b) in keys.items()}
+        return {name: note.label for name, note in notes.items() if note and note.label}
+
+    def _details(self) -> dict[tuple[int, int], Mapping[str, Any]]:
+        """What is known of the most influential features besides notes; the first who knows says
+        it."""
+        ranked = sorted(self.find("feature"), key=lambda node: -node.influence)
+        keys = list(dict.fromkeys((node.layer, node.feature) for node in ranked))[:DETAILED]
+        found: dict[tuple[int, int], Mapping[str, Any]] = {}
+        for known in self.lookups:
+            found |= known([key for key in keys if key not in found])
+        return found
 
     def figure(self) -> Any:
         """The circuit as a plotly Figure."""
@@ -356,6 +398,28 @@ class Circuit(Network):
         from circuit_tracer.view.page import render
 
         files.write_text(path, render(self.drawing()))
+
+
+    def show(self, height: int = 720) -> Shown:
+        """The interactive page, in a notebook: about two megabytes of it are then saved there.
+
+        Args:
+            height: of its frame, in pixels.
+        """
+        from circuit_tracer.view.notebook import Shown
+        from circuit_tracer.view.page import render
+
+        return Shown(lambda: render(self.drawing()), self.prompt, height)
+
+    def __repr__(self) -> str:
+        sizes = f"{len(self.nodes):,} nodes, {len(self.weights):,} edges"
+        return f"Circuit({self.prompt!r}: {sizes})"
+
+    def _repr_mimebundle_(self, **wanted: Any) -> dict[str, Any]:
+        """What a notebook shows: a figure of the strongest edges, and as HTML a picture of it."""
+        from circuit_tracer.view.notebook import circuit_bundle
+
+        return circuit_bundle(self.drawing(), self.summary(), repr(self))
 
 
 def _some(k: int) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from circuit_tracer.edges import EdgeRows, RowBlock
+from circuit_tracer.edges import Block, EdgeRows, RowBlock
 from circuit_tracer.influence import STRIP
 from circuit_tracer.shapes import Bool, Int, Tensor
 
@@ -28,17 +28,19 @@ class Part:
         sources: node rows of the columns left.
     """
 
-    cut: RowBlock
+    cut: Block
     sources: Int[Tensor, " source"]
 
     def to(self, nodes: Bool[Tensor, " node"]) -> Part | None:
         """What is left of it between `nodes`; None where that is nothing."""
-        values, targets, sources = self.cut.values, self.cut.rows, self.sources
+        targets, sources = self.cut.rows, self.sources
         mine, theirs = _among(targets, nodes), _among(sources, nodes)
         if not (len(mine) and len(theirs)):
             return None
         if len(mine) < len(targets):
-            values, targets = values.index_select(0, mine), targets.index_select(0, mine)
+            values, targets = self.cut.some(mine), targets.index_select(0, mine)
+        else:
+            values = self.cut.values
         if len(theirs) < len(sources):
             values, sources = values.index_select(1, theirs), sources.index_select(0, theirs)
         return Part(RowBlock(self.cut.layer, self.cut.position, targets, values), sources)

@@ -2,13 +2,14 @@
 
 A `RowBlock` holds the rows of targets that share (layer, position), and so share a cone: a dense
 (targets × cone) tensor without the three quarters of exact zeros that an n × n matrix would keep.
+Where memory is short a `SparseBlock` stands for it, without the row's weakest edges (`sparse`).
 `EdgeRows` is all blocks of a graph with what closes each row: bias, positional and ignored-position
 terms, and the value they add up to.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -16,6 +17,7 @@ import torch
 from circuit_tracer.errors import InputError
 from circuit_tracer.nodes import NodeIndex
 from circuit_tracer.shapes import Float, Int, Tensor
+from circuit_tracer.sparse import SparseBlock
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,21 +36,50 @@ class RowBlock:
     rows: Int[Tensor, " target"]
     values: Float[Tensor, "target source"]
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.values.shape[0], self.values.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.values.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes
+
+    def some(self, which: Int[Tensor, " some"]) -> Float[Tensor, "some source"]:
+        """Some of the rows."""
+        return self.values.index_select(0, which)
+
+    def fill(self, which: slice, room: Float[Tensor, "some source"]) -> None:
+        """Put some of the rows into other memory of any real type."""
+        room.copy_(self.values[which])
+
+
+Block = RowBlock | SparseBlock
+
 
 @dataclass(frozen=True, eq=False)
 class EdgeRows:
     """All attributed rows of a graph.
 
     The four closing terms are (n_nodes,) tensors, zero where a node has no row:
-    for every row r, sum of edges + bias[r] + positional[r] + ignored[r] = value[r].
+    for every row r, sum of edges + bias[r] + positional[r] + ignored[r] = value[r], where the sum
+    of edges includes those that a sparse block dropped (`SparseBlock.remainder`).
+
+    Attributes:
+        blocks: rows of one site may stand in several sparse blocks, one after the other.
+        keep: share of each row's absolute sum that its edges hold at the least; 1 for all edges.
     """
 
     index: NodeIndex
-    blocks: tuple[RowBlock, ...]
+    blocks: tuple[Block, ...]
     bias: Float[Tensor, " node"]
     positional: Float[Tensor, " node"]
     ignored: Float[Tensor, " node"]
     value: Float[Tensor, " node"]
+    keep: float = field(default=1.0, kw_only=True)
 
     @classmethod
     def from_edges(
@@ -100,16 +131,17 @@ class EdgeRows:
             return torch.empty(0, dtype=torch.long)
         return torch.cat([block.rows for block in self.blocks]).sort().values
 
-    def columns(self, block: RowBlock) -> Int[Tensor, " source"]:
+    def columns(self, block: Block) -> Int[Tensor, " source"]:
         return self.index.cone(block.layer, block.position)
 
-    def descending(self) -> list[RowBlock]:
+    def descending(self) -> list[Block]:
         """Blocks from the top layer down: when a block comes, all blocks above it have been."""
         return sorted(self.blocks, key=lambda block: (-block.layer, block.position))
 
     def dense(self) -> Float[Tensor, "node node"]:
-        """The whole matrix, [target, source]. Quadratic memory: for small graphs and tests."""
-        dtype = self.blocks[0].values.dtype if self.blocks else torch.float32
+        """The whole matrix, [target, source], zero where edges were dropped. Quadratic memory: for
+        small graphs and tests."""
+        dtype = self.blocks[0].dtype if self.blocks else torch.float32
         matrix = torch.zeros(len(self.index), len(self.index), dtype=dtype)
         for block in self.blocks:
             matrix[block.rows[:, None], self.columns(block)[None]] = block.values
@@ -121,4 +153,6 @@ class EdgeRows:
         total = (self.bias + self.positional + self.ignored - self.value).double()
         for block in self.blocks:
             total[block.rows] += block.values.double().sum(1)
+            if isinstance(block, SparseBlock):
+                total[block.rows] += block.remainder
         return total

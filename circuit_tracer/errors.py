@@ -6,6 +6,8 @@
     ├── TranscoderError   (exit 1)     transcoder files that are damaged or belong to another model
     ├── GraphFileError    (exit 1)     a graph file that is damaged, too new, or not a graph
     ├── OutputError       (exit 1)     a result that could not be written; the old file is untouched
+    ├── EndpointError     (exit 1)     a language model's server that does not answer, or nonsense
+    ├── PublishError      (exit 1)     a graph that a server would not take, or did not
     └── MemoryBudgetError (exit 1)     a run that would not fit, refused before it starts
 
 Each message says what was expected, what came, and how to mend it. `exit_status` is what the
@@ -41,6 +43,14 @@ class GraphFileError(CircuitTracerError):
 
 class OutputError(CircuitTracerError, OSError):
     """A result could not be written. Whatever stood at that name before is unchanged."""
+
+
+class EndpointError(CircuitTracerError):
+    """A language model's server cannot be reached, refuses, or answers something else."""
+
+
+class PublishError(CircuitTracerError):
+    """A server could not be reached, or refuses what it is given. Nothing here is changed."""
 
 
 class MemoryBudgetError(CircuitTracerError, MemoryError):

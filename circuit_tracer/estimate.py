@@ -4,15 +4,15 @@ The targets' own rows are a few, so they are made at once. The influence that re
 from them foretells, within a few percent, which features a limited run will choose at every layer:
 from there on all is counting. The chunks are those the run would make (`rows.packed`), the bytes
 those of its tensors, and the time is that of some of these chunks, tried on this machine now.
-From this `max_features="auto"` is decided, and a run that would not fit is refused with the setting
-that would (`memory`).
+From this `max_features="auto"` and `keep_edges="auto"` are decided, and a run that would not fit is
+refused with the setting that would (`memory`). How many edges hold a share of a row is read off
+some rows that are made for it (`keeping`).
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -21,7 +21,9 @@ import torch
 from circuit_kernels.choice import Choice
 from circuit_tracer import memory
 from circuit_tracer.errors import InputError, MemoryBudgetError
+from circuit_tracer.keeping import SHARES, KeepEdges, Room, checked
 from circuit_tracer.local import Local
+from circuit_tracer.memory import Estimate
 from circuit_tracer.nodes import NodeIndex
 from circuit_tracer.rows import Rows, columns, packed, target_groups
 from circuit_tracer.shapes import Float, Tensor
@@ -48,37 +50,6 @@ chunks against each other; how fast this machine is, trials tell."""
 
 CERTAIN = 8.0
 """A run this many times below `AUTO_SECONDS` by its operations alone is not timed any closer."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a run takes, known after the forward pass and before the sweep.
-
-    Attributes:
-        n_positions, n_active, n_targets: size of the prompt and of its graph; `n_targets` counts
-            the rows to attribute, targets included.
-        flops: floating point operations that the rows need.
-        seconds: wall time of the sweep, from chunks of it tried here and now.
-        result_bytes: the rows.
-        held_bytes: what the forward pass and the local model hold already.
-        peak_bytes: at most at once above loading: forward pass, local model, rows and buffers.
-    """
-
-    n_positions: int
-    n_active: int
-    n_targets: int
-    flops: float
-    seconds: float
-    result_bytes: int
-    held_bytes: int
-    peak_bytes: int
-
-    def __str__(self) -> str:
-        return (
-            f"{self.n_targets:,} rows over {self.n_active:,} active features and "
-            f"{self.n_positions} tokens: {self.flops / 1e9:,.1f} GFLOP, about "
-            f"{self.seconds:.1f} s, peak {self.peak_bytes / 2**20:,.0f} MiB above loading"
-        )
 
 
 class _Part(NamedTuple):
@@ -164,9 +135,12 @@ class Plan:
         self._held = memory.held(self.local)
         parts = (value for name, value in vars(sweep).items() if name != "_buffers")
         self._swept = memory.tensors(parts)
+        self._room = Room(sweep, directions)
+        self._apart = self.device.type == "cuda"
 
-    def resolve(self, max_features: MaxFeatures) -> int:
-        """How many features `max_features` means.
+    def resolve(self, max_features: MaxFeatures, keep_edges: KeepEdges = 1.0) -> int:
+        """How many features `max_features` means; where both are "auto", weak edges are given up
+        before features are.
 
         Raises:
             InputError: below 0.
@@ -178,25 +152,39 @@ class Plan:
             if max_features < 0:
                 raise InputError(f"max_features must be 0 or more, not {max_features}")
             return min(active, max_features)
-        spare = memory.free(self.device)
-
+        keep = SHARES[-1] if keep_edges == "auto" else checked(keep_edges)
         rate = matrix_rate(self.device)
 
         def good(limit: int, slowness: float) -> bool:
-            planned = self._counted(limit, rate, slowness)
-            return planned.seconds <= AUTO_SECONDS and _needs(planned) <= spare
+            planned = self._counted(limit, rate, slowness, keep)
+            return planned.seconds <= AUTO_SECONDS and self._lacks(planned) is None
 
         if good(active, CERTAIN):
             return active
         slowness = self._slowness(active, rate)
         return max(1, _largest(lambda limit: good(limit, slowness), active))
 
-    def check_memory(self, limit: int) -> None:
+    def share(self, limit: int, keep_edges: KeepEdges) -> float:
+        """What share of each row `keep_edges` means for so many features.
+
+        Raises:
+            InputError: neither "auto" nor above 0 and at most 1.
+        """
+        if keep_edges != "auto":
+            return checked(keep_edges)
+        for share in SHARES:
+            if self._lacks(self._counted(limit, None, keep=share)) is None:
+                return share
+        return SHARES[-1]
+
+    def check_memory(self, limit: int, keep: float = 1.0) -> None:
         """Raise MemoryBudgetError, naming what would fit, unless this run does."""
-        planned, spare = self._counted(limit, None), memory.free(self.device)
-        if _needs(planned) <= spare:
+        lacks = self._lacks(self._counted(limit, None, keep=keep))
+        if lacks is None:
             return
-        fitting = _largest(lambda fewer: _needs(self._counted(fewer, None)) <= spare, limit)
+        fitting = _largest(
+            lambda fewer: self._lacks(self._counted(fewer, None, keep=keep)) is None, limit
+        )
         advice = (
             f"expand fewer features: --max-features {fitting} fits"
             if fitting
@@ -204,22 +192,35 @@ class Plan:
             "the way with --offload cpu (or disk)"
         )
         raise MemoryBudgetError(
-            f"this graph needs about {memory.said(_needs(planned))} more and "
-            f"{memory.said(spare)} are free; {advice}"
+            f"this graph needs about {memory.said(lacks[0])} more and "
+            f"{memory.said(lacks[1])} are free; {advice}"
         )
 
-    def estimate(self, limit: int | None = None, rate: float | None = 0.0) -> Estimate:
+    def _lacks(self, planned: Estimate) -> tuple[float, float] | None:
+        """Bytes needed and bytes free, where the latter are fewer: of the device, of main memory
+        beside it. None where the run fits."""
+        sides = [(_needs(planned), memory.free(self.device))]
+        if planned.host_bytes:
+            sides.append((planned.host_bytes, memory.free(torch.device("cpu"))))
+        return next((side for side in sides if side[0] > side[1]), None)
+
+    def estimate(
+        self, limit: int | None = None, rate: float | None = 0.0, keep: float = 1.0
+    ) -> Estimate:
         """Cost of the rows of `limit` features (all where None) and the targets; see `estimate`."""
         limit = len(self.local.features) if limit is None else limit
         if rate is None:
-            return self._counted(limit, None)
+            return self._counted(limit, None, keep=keep)
         rate = matrix_rate(self.device) if rate == 0.0 else rate
-        return self._counted(limit, rate, self._slowness(limit, rate))
+        return self._counted(limit, rate, self._slowness(limit, rate), keep)
 
-    def _counted(self, limit: int, rate: float | None, slowness: float = 1.0) -> Estimate:
+    def _counted(
+        self, limit: int, rate: float | None, slowness: float = 1.0, keep: float = 1.0
+    ) -> Estimate:
         counts = self._targets(limit)
         chunks = list(self._chunks(counts))
-        result = int(float((counts * self._cones).sum()) * self.local.errors.element_size())
+        entries, n_rows = float((counts * self._cones).sum()), int(counts.sum())
+        result = self._room.bytes(entries, n_rows, keep)
         seconds = 0.0
         if rate is not None:
             weight = sum(self._weight(chunk, rate) for chunk in chunks)
@@ -227,12 +228,14 @@ class Plan:
         return Estimate(
             n_positions=self.positions,
             n_active=len(self.local.features),
-            n_targets=int(counts.sum()),
+            n_targets=n_rows,
             flops=self._flops(counts),
             seconds=seconds,
             result_bytes=result,
             held_bytes=self._held,
-            peak_bytes=self._peak(counts, chunks, result),
+            peak_bytes=self._peak(counts, chunks, 0 if self._apart else result, keep),
+            host_bytes=result if self._apart else 0,
+            keep=keep,
         )
 
     # What there is to do.
@@ -352,7 +355,7 @@ class Plan:
 
     # How much room it takes.
 
-    def _peak(self, counts: Tensor, chunks: Sequence[_Chunk], result: int) -> int:
+    def _peak(self, counts: Tensor, chunks: Sequence[_Chunk], result: int, keep: float) -> int:
         """Bytes at the worst moment: of the forward pass, of taking it apart, or of the sweep."""
         adapter, item = self.local.adapter, self.local.errors.element_size()
         width, heads = self.sweep.width, adapter.heads + adapter.kv_heads
@@ -361,6 +364,7 @@ class Plan:
         for chunk in chunks:
             cone = int(self._cones[chunk.layer, chunk.span - 1])
             moved = max(part.targets for part in chunk.parts) * cone if chunk.layer else 0
+            moved *= 1 if keep == 1 else CUTTING
             room = max(room, chunk.targets * (cone + chunk.span * wide) + moved)
         most = int(counts[: self.layers].sum(1).max())
         nodes = len(self.index)
@@ -376,6 +380,8 @@ class Plan:
         return max(sweep, memory.forward(adapter, self.positions), apart)
 
 
+CUTTING = 4
+"""Copies of a group's rows while they are cut: absolute values, those compared, and masks."""
 READ_COPIES = 4
 """Copies of a layer's read vectors while they are put together."""
 NODE_BYTES = 12 * 8

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ class Target:
         weight: how much it counts in influence and scores; usually the probability.
         feature: (layer, id) of a feature whose pre-activation it is; None for what is read after
             the last layer.
+        difference: token ids a and b of a direction that is logit(a) − logit(b).
     """
 
     label: str
@@ -28,12 +29,14 @@ class Target:
     probability: float | None
     weight: float
     feature: tuple[int, int] | None = None
+    difference: tuple[int, int] | None = None
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> Target:
         """From `dataclasses.asdict` after a journey through JSON. TypeError for unknown fields."""
-        feature = values.get("feature")
-        return cls(**{**values, "feature": None if feature is None else _feature(feature)})
+        pairs = {name: values.get(name) for name in ("feature", "difference")}
+        known = {name: None if pair is None else _pair(name, pair) for name, pair in pairs.items()}
+        return cls(**{**values, **known})
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +102,36 @@ class EdgeHeads:
     heads: tuple[tuple[int, int, float, int], ...]
 
 
-def _feature(key: Any) -> tuple[int, int]:
-    """(layer, id) as JSON holds it. ValueError for anything else."""
-    if not isinstance(key, list | tuple) or [type(part) for part in key] != [int, int]:
-        raise ValueError(f"a target's feature should be (layer, id), not {key!r}")
-    return key[0], key[1]
+@dataclass(frozen=True, slots=True)
+class HeadScore:
+    """Why a head looks from one position at another: its score before the softmax, taken apart.
+
+    Attributes:
+        score: sums all parts of either side.
+        pattern: the attention that came of it.
+        query_side, key_side: (node id or lump, part) of the strongest sources, strongest first.
+        query_kinds, key_kinds: what all sources of a kind add, by kind; what adds nothing is left
+            out.
+        query_rest, key_rest: how many sources there are besides the strongest.
+    """
+
+    score: float
+    pattern: float
+    query_side: tuple[tuple[str, float], ...]
+    key_side: tuple[tuple[str, float], ...]
+    query_kinds: Mapping[str, float]
+    key_kinds: Mapping[str, float]
+    query_rest: int
+    key_rest: int
+
+
+Lookup = Callable[[Sequence[tuple[int, int]]], Mapping[tuple[int, int], Mapping[str, Any]]]
+"""Says what it knows of features by (layer, id), as plain JSON values: examples, figures, kin."""
+
+
+def _pair(name: str, pair: Any) -> tuple[int, int]:
+    """Two numbers as JSON holds them. ValueError for anything else."""
+    if not isinstance(pair, list | tuple) or [type(part) for part in pair] != [int, int]:
+        what = "(layer, id)" if name == "feature" else "two token ids"
+        raise ValueError(f"a target's {name} should be {what}, not {pair!r}")
+    return pair[0], pair[1]

@@ -10,7 +10,7 @@ everything is recomputed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +20,70 @@ from circuit_tracer.view.curves import Panel, figure
 
 if TYPE_CHECKING:
     from circuit_tracer.forward import Forward
-    from circuit_tracer.intervene import Intervention
+    from circuit_tracer.intervene import Mode
     from circuit_tracer.replacement import ReplacementModel
-    from circuit_tracer.shapes import Tensor
+    from circuit_tracer.shapes import Float, Tensor
 
 Place = tuple[int, int, int]
 """(layer, position, id)"""
 Positions = int | Mapping[int, int] | None
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Features that go out of a prompt, and features that come in.
+
+    Attributes:
+        taken: places that are scaled down.
+        put: places that are set, with the activation at strength 1; where a place is both, what is
+            put counts.
+    """
+
+    taken: Collection[Place]
+    put: Mapping[Place, float]
+
+    def changes(
+        self, strength: float, removal: float | None = None, last: int | None = None
+    ) -> dict[Place, Change]:
+        """What becomes of each place.
+
+        Args:
+            removal: what is taken is multiplied by; None for 1 − strength.
+            last: layers above it are left alone; None for none.
+        """
+        factor = 1 - strength if removal is None else removal
+        changes: dict[Place, Change] = {place: Scale(factor) for place in self.taken}
+        changes |= {place: Clamp(strength * value) for place, value in self.put.items()}
+        return {at: one for at, one in changes.items() if last is None or at[0] <= last}
+
+
+def outcomes(
+    model: ReplacementModel,
+    receiver: Forward,
+    batch: Sequence[Mapping[Place, Change]],
+    end: int | None,
+) -> Iterator[Float[Tensor, " vocabulary"]]:
+    """The logits at the last position after each of some changes, in one forward pass.
+
+    Args:
+        receiver: the clean pass.
+        batch: where nothing is changed, the logits are the clean ones.
+        end: MLP outputs of layers 0 to this one are held at clean + change, and attention
+            patterns; None recomputes everything.
+
+    Raises:
+        InputError: an end layer that is not there, or below a feature that is changed.
+    """
+    n_layers = model.adapter.n_layers
+    if end is not None and not 0 <= end < n_layers:
+        raise InputError(f"there is no end layer {end}; layers are 0 to {n_layers - 1}")
+    mode: Mode = "free" if end is None else "constrained"
+    layers = None if end is None else range(end + 1)
+    changed = [changes for changes in batch if changes]
+    ids = receiver.token_ids
+    results = iter(model.intervene_each(ids, changed, mode, layers) if changed else [])
+    for changes in batch:
+        yield next(results).logits_after[-1] if changes else receiver.logits[-1]
 
 
 @dataclass(frozen=True)
@@ -162,17 +219,13 @@ def graft(
     active = _named(remove, Clean(model.transcoders, here))
     removed = [place for place in active if place not in puts]
     ids = _tokens(model, here, there, tokens)
-    factors = [1 - strength if removal is None else removal for strength in strengths]
-    pairs = list(zip(strengths, factors, strict=True))
-    batch: list[dict[Place, Change]] = [
-        {place: Scale(factor) for place in removed}
-        | {place: Clamp(strength * value) for place, value in puts.items()}
-        for strength, factor in pairs
+    exchange = Exchange(removed, puts)
+    batch = [exchange.changes(strength, removal) for strength in strengths]
+    trials = [
+        _trial(model, logits, strength, removal, end, ids)
+        for end in end_layers
+        for strength, logits in zip(strengths, outcomes(model, here, batch, end), strict=True)
     ]
-    trials: list[Trial] = []
-    for end in end_layers:
-        made = _made(model, here, batch, end)
-        trials += (_trial(one, *pair, end, ids) for one, pair in zip(made, pairs, strict=True))
     shares = here.logits[-1].double().softmax(-1)
     return Grafts(
         receiver=tuple(model.token_text(token) for token in here.token_ids.tolist()),
@@ -239,27 +292,20 @@ def _tokens(
     return list(dict.fromkeys([*best, *tokens]))
 
 
-def _made(
-    model: ReplacementModel, here: Forward, batch: Sequence[dict[Place, Change]], end: int | None
-) -> list[Intervention]:
-    """All strengths with one end layer, in one forward pass."""
-    if end is None:
-        return model.intervene_each(here.token_ids, batch)
-    if not 0 <= end < model.adapter.n_layers:
-        raise InputError(
-            f"there is no end layer {end}; layers are 0 to {model.adapter.n_layers - 1}"
-        )
-    return model.intervene_each(here.token_ids, batch, "constrained", range(end + 1))
-
-
 def _trial(
-    result: Intervention, strength: float, removal: float, end: int | None, ids: Sequence[int]
+    model: ReplacementModel,
+    logits: Float[Tensor, " vocabulary"],
+    strength: float,
+    removal: float | None,
+    end: int | None,
+    ids: Sequence[int],
 ) -> Trial:
-    shares = result.logits_after[-1].double().softmax(-1)
+    factor = 1 - strength if removal is None else removal
+    shares = logits.double().softmax(-1)
     top = int(shares.argmax())
     chosen = tuple(float(shares[token]) for token in ids)
-    said = result.token_text(top)
-    return Trial(float(strength), float(removal), end, said, float(shares[top]), chosen)
+    said = model.token_text(top)
+    return Trial(float(strength), float(factor), end, said, float(shares[top]), chosen)
 
 
 def _end(layer: int | None) -> str:

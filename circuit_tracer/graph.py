@@ -21,7 +21,8 @@ from circuit_tracer.card import Faithfulness
 from circuit_tracer.circuit import Circuit
 from circuit_tracer.edges import EdgeRows
 from circuit_tracer.errors import InputError
-from circuit_tracer.facts import FeatureNote, Provenance, Target
+from circuit_tracer.facts import FeatureNote, Lookup, Provenance, Target
+from circuit_tracer.file_kind import file_kind
 from circuit_tracer.influence import Flow, Scores, cumulative, flow, scores
 from circuit_tracer.nodes import Node, NodeIndex, Place, node_id
 from circuit_tracer.prune import EDGES, NODES, Kept, prune
@@ -42,6 +43,8 @@ class Graph:
         provenance: where the graph comes from.
         notes: labels and logits of features by (layer, feature); may be filled later.
         timings: seconds by phase of the run that made it; not saved.
+        lookups: who knows more of its features, asked when a page is made; may be filled later, not
+            saved.
         faithfulness: how far it agrees with its model, where that was measured.
 
     Raises:
@@ -57,6 +60,7 @@ class Graph:
     notes: dict[tuple[int, int], FeatureNote] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
     faithfulness: Faithfulness | None = None
+    lookups: list[Lookup] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         index = self.edges.index
@@ -111,7 +115,7 @@ class Graph:
 
     @property
     def n_edges(self) -> int:
-        """Edges that are not zero."""
+        """Edges that are not zero, of those that are stored."""
         return self.flow.n_edges
 
     @cached_property
@@ -144,7 +148,8 @@ class Graph:
         return mask
 
     def dense(self) -> Float[Tensor, "node node"]:
-        """The whole matrix, [target, source]. Quadratic memory: for small graphs and tests."""
+        """The whole matrix, [target, source], zero where edges are not stored (`keep_edges`).
+        Quadratic memory: for small graphs and tests."""
         return self.edges.dense()
 
     def node(self, which: int | str) -> Node:
@@ -276,17 +281,30 @@ class Graph:
         """
         from circuit_tracer import neuronpedia
 
-        found = neuronpedia.read(path)
-        notes = {key: FeatureNote(label) for key, label in found.labels.items()}
-        return cls(
-            found.edges,
-            found.activations,
-            found.targets,
-            found.tokens,
-            found.token_ids,
-            found.provenance,
-            notes,
-        )
+        return cls(**neuronpedia.read(path).parts)
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str], tokens: Sequence[str] | None = None) -> Graph:
+        """Read any saved graph: ours, Neuronpedia's and the reference tool's JSON (also
+        compressed), the reference tool's `.pt`. Its content says which, not its name.
+
+        Args:
+            tokens: the prompt's tokens as text, for a `.pt`, which has only their numbers.
+
+        Raises:
+            InputError: there is no such file.
+            GraphFileError: it is damaged, or none of these, or could run code.
+        """
+        from circuit_tracer import reference_graph
+
+        kind = file_kind(path)
+        if kind == "pickle":
+            return cls(**reference_graph.read(path, tokens).parts)
+        return cls.from_json(path) if kind == "json" else cls.load(path)
+
+    def __repr__(self) -> str:
+        sizes = f"{self.index.n_features:,} features, {self.index.n_targets} targets"
+        return f"Graph({self.provenance.prompt!r}: {sizes})"
 
     def _circuit(self, kept: Kept) -> Circuit:
         """The circuit of what pruning kept."""
@@ -322,6 +340,7 @@ class Graph:
             n_all_edges=self.n_edges,
             n_layers=index.n_layers,
             notes=self.notes,
+            lookups=self.lookups,
             ignored=self.ignored_sources,
             faithfulness=self.faithfulness,
         )

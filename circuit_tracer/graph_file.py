@@ -7,8 +7,13 @@ Edges are stored flat, block after block, with a table of the blocks:
     values    (n_values,)      of all blocks, row-major   activations  (n_features,)
     bias, positional, ignored, value  (n_nodes,)          header  (n_bytes,)  JSON in UTF-8
 
-The safetensors metadata say `format` and `version`. A file is believed only after everything in
-it was checked against everything else.
+Rows without their weakest edges (`sparse`) hold in `values` what was kept, and further
+
+    mask  (n_bytes,)  of all blocks, which places are kept    remainder  (n_rows,)
+    dropped  (n_rows, n_layers)                               keep  in the header
+
+The safetensors metadata say `format` and `version`: 1, or 2 for such rows. A file is believed only
+after everything in it was checked against everything else.
 """
 
 from __future__ import annotations
@@ -23,16 +28,20 @@ import torch
 from safetensors.torch import save_file
 
 from circuit_tracer import files
-from circuit_tracer.edges import EdgeRows, RowBlock
+from circuit_tracer.edges import Block, EdgeRows, RowBlock
 from circuit_tracer.errors import GraphFileError, InputError
 from circuit_tracer.nodes import NodeIndex
-from circuit_tracer.shapes import Float, Tensor
+from circuit_tracer.shapes import Float, Int, Tensor
+from circuit_tracer.sparse import COUNTS, SparseBlock
 
 FORMAT = "circuit-graph"
-VERSION = 1
+VERSION, SPARSE_VERSION = 1, 2
+"""Of files with all edges, which older readers read too, and of those without the weakest."""
 TERMS = ("bias", "positional", "ignored", "value")
 WHOLE = ("features", "target_positions", "blocks", "rows")
 REAL = ("activations", "values", *TERMS)
+SUMS = ("remainder", "dropped")
+"""What sparse blocks know of the edges they dropped."""
 
 
 def write(
@@ -51,31 +60,47 @@ def write(
         OutputError: the file could not be written; an older one is untouched.
     """
     index, empty = edges.index, torch.empty(0)
-    sizes = {"n_layers": index.n_layers, "n_positions": index.n_positions}
+    sizes: dict[str, float] = {"n_layers": index.n_layers, "n_positions": index.n_positions}
+    sparse = [block for block in edges.blocks if isinstance(block, SparseBlock)]
+    if sparse:
+        sizes["keep"] = edges.keep
     try:
         text = json.dumps({**header, **sizes}, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
         raise InputError(
             f"the settings of this graph are not plain JSON values: {error}"
         ) from error
-    table = [[block.layer, block.position, len(block.rows)] for block in edges.blocks]
+    table: list[list[int]] = []
+    for block in edges.blocks:
+        if not table or table[-1][:2] != [block.layer, block.position]:
+            table.append([block.layer, block.position, 0])
+        table[-1][2] += len(block.rows)
     tensors = {
         "features": index.features,
         "target_positions": index.target_positions,
         "blocks": torch.tensor(table, dtype=torch.long).reshape(-1, 3),
         "rows": torch.cat([empty.long(), *(block.rows for block in edges.blocks)]),
-        "values": torch.cat([block.values.flatten() for block in edges.blocks] or [empty]),
+        "values": torch.cat([_stored(block) for block in edges.blocks] or [empty]),
         "activations": activations,
         **{name: getattr(edges, name) for name in TERMS},
         "header": torch.frombuffer(bytearray(text), dtype=torch.uint8),
     }
+    if sparse:
+        tensors["mask"] = torch.cat([block.mask.flatten() for block in sparse])
+        for name in SUMS:
+            tensors[name] = torch.cat([getattr(block, name) for block in sparse])
     for name in (*TERMS, "activations", "features", "target_positions"):
         tensors[name] = tensors[name].detach().clone()  # what shares memory cannot be stored
     with files.replacing(path) as place:
         try:
-            save_file(tensors, place, {"format": FORMAT, "version": str(VERSION)})
+            version = SPARSE_VERSION if sparse else VERSION
+            save_file(tensors, place, {"format": FORMAT, "version": str(version)})
         except safetensors.SafetensorError as error:
             raise OSError(str(error)) from error
+
+
+def _stored(block: Block) -> Tensor:
+    return block.kept if isinstance(block, SparseBlock) else block.values.flatten()
 
 
 def read(
@@ -98,7 +123,9 @@ def read(
             tensors["target_positions"],
         )
         _check_index(index)
-        edges = EdgeRows(index, _blocks(index, tensors), *(tensors[name] for name in TERMS))
+        keep = float(header.pop("keep", 1.0))
+        blocks = _blocks(index, tensors, keep)
+        edges = EdgeRows(index, blocks, *(tensors[name] for name in TERMS), keep=keep)
         _check_numbers(edges, tensors)
     except (InputError, KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
         raise damaged(path, error) from error
@@ -123,10 +150,10 @@ def _tensors(path: Path) -> dict[str, Tensor]:
                     "give a file written by Graph.save"
                 )
             version = about.get("version", "")
-            if not version.isdigit() or int(version) > VERSION:
+            if not version.isdigit() or int(version) > SPARSE_VERSION:
                 raise GraphFileError(
                     f"{path} has format version {version or 'none'}, this package reads up to "
-                    f"{VERSION}; install a newer version of it"
+                    f"{SPARSE_VERSION}; install a newer version of it"
                 )
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError) as error:
@@ -141,8 +168,8 @@ def _looks_like(path: Path) -> str:
         return "cannot be read"
     if start[:1] == b"\x80" or start[:2] == b"PK":
         return (
-            "is a pickle, which could run code, and is not read; "
-            "save the graph as JSON in the tool that made it and read that with Graph.from_json"
+            "is a pickle, which could run code, and is not read here; "
+            "a graph of the reference tool is read safely by Graph.read"
         )
     if start.lstrip()[:1] in (b"{", b"["):
         return "looks like JSON; read it with Graph.from_json"
@@ -176,8 +203,9 @@ def _check_index(index: NodeIndex) -> None:
         raise ValueError("features are not in order, or one is there twice")
 
 
-def _blocks(index: NodeIndex, tensors: dict[str, Tensor]) -> tuple[RowBlock, ...]:
-    table, rows, values = tensors["blocks"].tolist(), tensors["rows"], tensors["values"]
+def _blocks(index: NodeIndex, tensors: dict[str, Tensor], keep: float) -> tuple[Block, ...]:
+    table, rows = tensors["blocks"].tolist(), tensors["rows"]
+    content = _Whole(tensors) if keep == 1 else _Sparse(tensors, index.n_layers, len(rows), keep)
     if len({(layer, position) for layer, position, _ in table}) != len(table):
         raise ValueError("two blocks hold the rows of one layer and position")
     counts = [count for _, _, count in table]
@@ -185,7 +213,7 @@ def _blocks(index: NodeIndex, tensors: dict[str, Tensor]) -> tuple[RowBlock, ...
         raise ValueError(f"the table of blocks speaks of {sum(counts)} rows, there are {len(rows)}")
     if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= len(index)):
         raise ValueError("a row lies outside the graph")
-    blocks, start = [], 0
+    blocks: list[Block] = []
     for (layer, position, _), mine in zip(table, rows.split(counts), strict=True):
         if not bool(
             0 <= layer <= index.n_layers
@@ -195,15 +223,74 @@ def _blocks(index: NodeIndex, tensors: dict[str, Tensor]) -> tuple[RowBlock, ...
             and ((mine < index.first_error) | (mine >= index.first_target)).all()
         ):
             raise ValueError(f"rows of layer {layer}, position {position} do not belong there")
-        shape = (len(mine), len(index.cone(layer, position)))
-        stop = start + shape[0] * shape[1]
-        if stop > len(values):
-            raise ValueError("there are fewer values than the table of blocks needs")
-        blocks.append(RowBlock(layer, position, mine, values[start:stop].view(shape)))
-        start = stop
-    if start != len(values):
-        raise ValueError("there are more values than the table of blocks needs")
+        blocks.append(content.block(layer, position, mine, len(index.cone(layer, position))))
+    content.check_end()
     return tuple(blocks)
+
+
+class _Run:
+    """A flat tensor of a file, taken piece by piece."""
+
+    def __init__(self, name: str, tensor: Tensor) -> None:
+        self.name, self.left = name, tensor
+
+    def take(self, *shape: int) -> Tensor:
+        count = int(torch.Size(shape).numel())
+        if count > len(self.left):
+            raise ValueError(f"there are fewer {self.name} than the table of blocks needs")
+        found, self.left = self.left[:count].view(shape), self.left[count:]
+        return found
+
+    def check_end(self) -> None:
+        if len(self.left):
+            raise ValueError(f"there are more {self.name} than the table of blocks needs")
+
+
+class _Whole:
+    """Blocks with all their edges."""
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        self.values = _Run("values", tensors["values"])
+
+    def block(self, layer: int, position: int, rows: Int[Tensor, " target"], width: int) -> Block:
+        return RowBlock(layer, position, rows, self.values.take(len(rows), width))
+
+    def check_end(self) -> None:
+        self.values.check_end()
+
+
+class _Sparse:
+    """Blocks without their weakest edges."""
+
+    def __init__(self, tensors: dict[str, Tensor], n_layers: int, n_rows: int, keep: float) -> None:
+        remainder, dropped = (tensors[name] for name in SUMS)
+        if not 0 < keep < 1:
+            raise ValueError(f"rows that keep a share of {keep} are no rows")
+        if tensors["mask"].dtype != torch.uint8 or tensors["mask"].ndim != 1:
+            raise ValueError("mask should be a list of bytes")
+        if remainder.shape != (n_rows,) or dropped.shape != (n_rows, n_layers):
+            raise ValueError("what was dropped is not given for every row and layer")
+        for sums in (remainder, dropped):
+            if sums.dtype != torch.float64 or not bool(sums.isfinite().all()):
+                raise ValueError("what was dropped is not all finite numbers of float64")
+        if not bool((dropped >= 0).all()):
+            raise ValueError("an absolute sum is below zero")
+        self.values, self.mask = _Run("values", tensors["values"]), _Run("mask", tensors["mask"])
+        self.remainder, self.dropped, self.row = remainder, dropped, 0
+
+    def block(self, layer: int, position: int, rows: Int[Tensor, " target"], width: int) -> Block:
+        span = slice(self.row, self.row + len(rows))
+        self.row = span.stop
+        mask = self.mask.take(len(rows), -(-width // 8))
+        if width % 8 and bool((mask[:, -1] & (0xFF >> width % 8)).any()):
+            raise ValueError(f"rows of layer {layer}, position {position} end beyond their sources")
+        values = self.values.take(int(COUNTS[mask.numpy()].sum()))
+        sums = (self.remainder[span], self.dropped[span])
+        return SparseBlock(layer, position, rows, width, values, mask, *sums)
+
+    def check_end(self) -> None:
+        self.values.check_end()
+        self.mask.check_end()
 
 
 def _check_numbers(edges: EdgeRows, tensors: dict[str, Tensor]) -> None:

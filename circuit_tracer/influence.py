@@ -19,16 +19,17 @@ that are no longer shown belongs to the error node of the same layer and positio
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from circuit_tracer.edges import EdgeRows, RowBlock
+from circuit_tracer.edges import Block, EdgeRows
 from circuit_tracer.errors import InputError
 from circuit_tracer.nodes import NodeIndex
 from circuit_tracer.shapes import Float, Int, Tensor
+from circuit_tracer.sparse import SparseBlock
 
 STRIP = 2**17
 """Entries of a block converted to float64 at a time (1 MiB)."""
@@ -54,7 +55,9 @@ class Scores:
         error_share_by_layer: share of the influence that starts at the errors of each layer, with
             what was pruned there. The sum over layers, `replacement` and `unexpanded_share` are 1.
         unexpanded_share: share of the influence that stops in features without inputs.
-        pruned_share: share of the influence that left along pruned edges; 0 for a full graph.
+        pruned_share: share of the influence that left along pruned edges; 0 for a full graph. Of a
+            graph that was traced with `keep_edges` below 1, what left along the edges that were
+            not stored: no node's influence can be short by more.
         mean_path_length: mean number of edges from where the influence starts to the targets.
     """
 
@@ -65,6 +68,12 @@ class Scores:
     unexpanded_share: float
     pruned_share: float
     mean_path_length: float
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """In a notebook: to four digits, which is what anybody reads."""
+        errors = ", ".join(f"{share:.4g}" for share in self.error_share_by_layer)
+        named = (f"{f.name}={getattr(self, f.name):.4g}" for f in fields(self) if f.type == "float")
+        printer.text(f"Scores({', '.join(named)}, error_share_by_layer=({errors}))")
 
 
 class Edges(NamedTuple):
@@ -82,12 +91,14 @@ class Flow:
 
     Attributes:
         arriving: (n_nodes,) the influence of every node, w^T B.
-        absolute: (n_nodes,) sum of |edges| of every row; 0 where there is none.
-        signed: (n_nodes,) sum of the edges of every row.
+        absolute: (n_nodes,) sum of |edges| of every row, dropped ones too; 0 where there is none.
+        signed: (n_nodes,) sum of the edges of every row, dropped ones too.
         rows: (n_rows,) every node that has a row.
-        by_layer: (n_rows, n_layers) sum of its |edges| by the layer of the source; embeddings
-            count to layer 0.
-        n_edges: edges that are not zero.
+        by_layer: (n_rows, n_layers) sum of its |edges| by the layer of the source, dropped ones
+            too; embeddings count to layer 0.
+        dropped: (n_layers,) the influence that left along dropped edges, by the layer of the
+            source: it arrives nowhere.
+        n_edges: edges that are not zero and were not dropped.
     """
 
     arriving: Float[Tensor, " node"]
@@ -95,6 +106,7 @@ class Flow:
     signed: Float[Tensor, " node"]
     rows: Int[Tensor, " target"]
     by_layer: Float[Tensor, "target layer"]
+    dropped: Float[Tensor, " layer"]
     n_edges: int
 
 
@@ -108,6 +120,7 @@ def flow(rows: EdgeRows, weights: Float[Tensor, " target"]) -> Flow:
         weights: (n_targets,) how much each target counts, usually its probability.
     """
     index, own, n_edges = rows.index, _own(rows, weights), 0
+    dropped = torch.zeros(index.n_layers, dtype=torch.float64)
     ones, mass, blocks = torch.ones_like(own), own.clone(), rows.descending()
     signed, by_layer = [own[:0]], [own.new_empty(0, index.n_layers)]
     for block in blocks:
@@ -119,7 +132,13 @@ def flow(rows: EdgeRows, weights: Float[Tensor, " target"]) -> Flow:
             absolute = strip.abs_().numpy()
             n_edges += int(np.count_nonzero(absolute.view(np.int64)))
             by_layer.append(_by_layer(absolute, *runs, block.layer, index.n_layers))
-            sent.addmv_(strip.T, here[span].div_(by_layer[-1].sum(1).clamp_(min=LEAST)))
+            if isinstance(block, SparseBlock):
+                signed[-1] += block.remainder[span]
+                by_layer[-1] += block.dropped[span]
+            per_unit = here[span].div_(by_layer[-1].sum(1).clamp_(min=LEAST))
+            sent.addmv_(strip.T, per_unit)
+            if isinstance(block, SparseBlock):
+                dropped.addmv_(block.dropped[span].T, per_unit)
         mass.index_add_(0, columns, sent)
     mass[index.first_target :] = 0.0
     row = torch.cat([torch.empty(0, dtype=torch.long), *(block.rows for block in blocks)])
@@ -127,7 +146,7 @@ def flow(rows: EdgeRows, weights: Float[Tensor, " target"]) -> Flow:
     sums, total = (torch.zeros_like(own) for _ in range(2))
     sums.index_copy_(0, row, parts.sum(1))
     total.index_copy_(0, row, torch.cat(signed))
-    return Flow(mass, sums, total, row, parts, n_edges)
+    return Flow(mass, sums, total, row, parts, dropped, n_edges)
 
 
 def influence(rows: EdgeRows, weights: Float[Tensor, " target"]) -> Float[Tensor, " node"]:
@@ -151,7 +170,7 @@ def scores(
     """
     index = rows.index
     found = flow(rows, weights) if found is None else found
-    arriving, hidden = found.arriving, torch.zeros(index.n_layers, dtype=torch.float64)
+    arriving, hidden = found.arriving, found.dropped
     if shown is not None:
         arriving, hidden = _along(shown, index, _own(rows, weights), found)
     features, total_hidden = arriving[: index.n_features], float(hidden.sum())
@@ -181,19 +200,20 @@ def cumulative(influence: Float[Tensor, " node"]) -> Float[Tensor, " node"]:
     return result
 
 
-def strips(block: RowBlock) -> Iterator[tuple[slice, Float[Tensor, "target source"]]]:
+def strips(block: Block) -> Iterator[tuple[slice, Float[Tensor, "target source"]]]:
     """|values| of a block in float64, a strip of rows at a time; each overwrites the last."""
     for span, strip in _converted(block):
         yield span, strip.abs_()
 
 
-def _converted(block: RowBlock) -> Iterator[tuple[slice, Float[Tensor, "target source"]]]:
-    n_rows, n_columns = block.values.shape
+def _converted(block: Block) -> Iterator[tuple[slice, Float[Tensor, "target source"]]]:
+    n_rows, n_columns = block.shape
     step = max(1, min(n_rows, STRIP // max(1, n_columns)))
     room = torch.empty(step, n_columns, dtype=torch.float64)
     for start in range(0, n_rows, step):
-        part = block.values[start : start + step]
-        yield slice(start, start + len(part)), room[: len(part)].copy_(part)
+        span = slice(start, min(start + step, n_rows))
+        block.fill(span, room[: span.stop - start])
+        yield span, room[: span.stop - start]
 
 
 def _own(rows: EdgeRows, weights: Float[Tensor, " target"]) -> Float[Tensor, " node"]:

@@ -3,12 +3,14 @@
 What is free is what the system would still give: of the machine, and of the control group (a
 container, a batch job) the process runs in, whichever is less; on a GPU what its driver says.
 Before the forward pass of a long prompt it is known already that its attention patterns alone take
-layers x heads x positions^2; a prompt that cannot fit is refused before it is run.
+layers x heads x positions^2; a prompt that cannot fit is refused before it is run. What a whole run
+takes is an `Estimate`, which `estimate` makes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,47 @@ WRITE_COPIES = 3
 """Copies of a layer's decoder rows: read, scaled, and what tells whether they are finite."""
 ATTENDING = 3
 """Copies of one layer's scores while the model attends: product, masked, softmax."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run takes, known after the forward pass and before the sweep.
+
+    Attributes:
+        n_positions, n_active, n_targets: size of the prompt and of its graph; `n_targets` counts
+            the rows to attribute, targets included.
+        flops: floating point operations that the rows need.
+        seconds: wall time of the sweep, from chunks of it tried here and now.
+        result_bytes: the rows.
+        held_bytes: what the forward pass and the local model hold already.
+        peak_bytes: at most at once above loading: forward pass, local model, rows and buffers.
+        host_bytes: the rows again where the rest is on a GPU, which `peak_bytes` then is of: rows
+            are kept in main memory. Else 0.
+        keep: share of each row's absolute sum that is stored (`keep_edges`).
+    """
+
+    n_positions: int
+    n_active: int
+    n_targets: int
+    flops: float
+    seconds: float
+    result_bytes: int
+    held_bytes: int
+    peak_bytes: int
+    host_bytes: int = 0
+    keep: float = 1.0
+
+    def __str__(self) -> str:
+        kept = ""
+        if self.keep < 1:
+            kept = f" (of each row the strongest edges that hold {self.keep:.3g} of it)"
+        rows = f", {self.host_bytes / 2**20:,.0f} MiB of rows beside the GPU"
+        return (
+            f"{self.n_targets:,} rows over {self.n_active:,} active features and "
+            f"{self.n_positions} tokens{kept}: {self.flops / 1e9:,.1f} GFLOP, about "
+            f"{self.seconds:.1f} s, peak {self.peak_bytes / 2**20:,.0f} MiB above loading"
+            f"{rows if self.host_bytes else ''}"
+        )
 
 
 def free(device: torch.device) -> float:

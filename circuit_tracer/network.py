@@ -15,7 +15,7 @@ import torch
 from circuit_tracer import lookup
 from circuit_tracer.card import Faithfulness
 from circuit_tracer.errors import InputError
-from circuit_tracer.facts import EdgeHeads, FeatureNote, Provenance
+from circuit_tracer.facts import EdgeHeads, FeatureNote, HeadScore, Lookup, Provenance
 from circuit_tracer.influence import Scores
 from circuit_tracer.nodes import Kind, Node
 from circuit_tracer.paths import Wiring, topological
@@ -87,6 +87,8 @@ class Network:
         members: the nodes that were merged into one, by its id.
         faithfulness: how far the graph agrees with its model, where that was measured.
         heads: which heads carry an edge, by the ids of its ends, where that was computed.
+        looks: why heads look where they look, by (layer, head, query, key), where computed.
+        lookups: who knows more of the features, asked when a page is made.
         n_all_nodes, n_all_edges: size of the full graph (edges: those that are not zero).
     """
 
@@ -111,6 +113,8 @@ class Network:
     members: Mapping[str, tuple[Node, ...]] = field(default_factory=dict)
     faithfulness: Faithfulness | None = None
     heads: Mapping[tuple[str, str], EdgeHeads] = field(default_factory=dict)
+    looks: Mapping[tuple[int, int, int, int], HeadScore] = field(default_factory=dict)
+    lookups: Sequence[Lookup] = ()
 
     @property
     def prompt(self) -> str:

@@ -1,27 +1,28 @@
 """Graphs in the JSON of Neuronpedia, Anthropic's front end and circuit-tracer, both ways.
 
 The schema lives here and nothing else does: what the fields are called, what is in an id, how a
-feature is numbered. Coming in, a file is checked by pydantic, and every node is told by its
-`feature_type`, layer and position, not by its id: circuit-tracer once wrote the error of layer 2 at
-position 5 as `0_2_5`, which is also feature 2 of layer 0.
+feature is numbered. Coming in, a file (compressed or not) is checked by pydantic, and every node is
+told by its `feature_type`, layer and position, not by its id: circuit-tracer once wrote the error
+of layer 2 at position 5 as `0_2_5`, which is also feature 2 of layer 0.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from circuit_tracer.edges import EdgeRows
-from circuit_tracer.errors import GraphFileError, InputError
-from circuit_tracer.facts import Provenance, Target
+from circuit_tracer.errors import GraphFileError
+from circuit_tracer.facts import FeatureNote, Provenance, Target
+from circuit_tracer.file_kind import holds_instead, json_text
 from circuit_tracer.nodes import Kind, Node, NodeIndex, Place
+from circuit_tracer.reading import Reading
 from circuit_tracer.shapes import Float, Tensor
 
 FEATURE_TYPES: dict[str, Kind] = {
@@ -43,6 +44,10 @@ PROVENANCE: dict[str, type] = {
 OUTPUT = re.compile(r'Output "(.*)" \(p=[0-9.e+-]+\)', re.DOTALL)
 
 
+Named = Mapping[str, list[tuple[Place, int]]]
+"""Places and rows of the nodes by the id that a file gives them."""
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(extra="allow", coerce_numbers_to_str=True)
 
@@ -61,8 +66,8 @@ class Metadata(_Model):
 
 
 class QParams(_Model):
-    pinnedIds: list[str] = []  # noqa: N815
-    supernodes: list[list[str]] = []
+    pinnedIds: list[str] | None = []  # noqa: N815
+    supernodes: list[list[str]] | None = []
     linkType: str = "both"  # noqa: N815
     clickedId: str = ""  # noqa: N815
     sg_pos: str = ""
@@ -95,26 +100,6 @@ class Document(_Model):
     qParams: QParams = QParams()  # noqa: N815
     nodes: list[JsonNode] = Field(min_length=1)
     links: list[Link]
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """What a file says.
-
-    Attributes:
-        edges: rows of the edges it holds; what closes them is unknown.
-        activations: (n_features,), NaN where it does not say.
-        targets, tokens, token_ids, provenance: as in `Graph`.
-        labels: of features by (layer, feature), where it has any.
-    """
-
-    edges: EdgeRows
-    activations: Float[Tensor, " active"]
-    targets: tuple[Target, ...]
-    tokens: tuple[str, ...]
-    token_ids: tuple[int, ...]
-    labels: dict[tuple[int, int], str]
-    provenance: Provenance
 
 
 def feature_number(layer: int, feature: int) -> int:
@@ -168,24 +153,21 @@ def document(
 
 
 def read(path: str | os.PathLike[str]) -> Reading:
-    """Read and check a file.
+    """Read and check a file, compressed with gzip or not.
 
     Raises:
         InputError: there is no such file.
         GraphFileError: it does not follow the schema, or contradicts itself.
     """
-    if not Path(path).is_file():
-        raise InputError(f"there is no file {path}")
+    text = json_text(path)
     try:
-        found = Document.model_validate_json(Path(path).read_bytes())
-        return _reading(found)
+        return _reading(Document.model_validate_json(text))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise GraphFileError(
-            f"{path} is not a graph in Neuronpedia's schema: {where}: {first['msg']}"
-        ) from error
-    except (OSError, ValueError) as error:
+        said = f"{where}: {first['msg']}{holds_instead(text)}"
+        raise GraphFileError(f"{path} is not a graph in Neuronpedia's schema: {said}") from error
+    except ValueError as error:
         raise GraphFileError(f"{path} is not a graph in Neuronpedia's schema: {error}") from error
 
 
@@ -256,16 +238,32 @@ def _reading(found: Document) -> Reading:
         length,
         torch.tensor([target.position for target in targets], dtype=torch.long),
     )
-    origin = {"prompt": about.prompt, "transcoders": about.scan}
+    origin = {"prompt": about.prompt, **_scanned(about)}
+    named = _named(index, placed)
+    labels = {(key[0], key[2]): label for key, _, label in features if label}
+    labels |= _clerps(found.qParams, named)
+    pinned, supernodes, lost = _marks(found.qParams, named)
     return Reading(
-        edges=_edges(index, found.links, placed),
+        edges=_edges(index, found.links, named),
         activations=_narrow([activation for _, activation, _ in features]),
         targets=tuple(targets),
         tokens=tuple(about.prompt_tokens),
         token_ids=tuple(token_ids),
-        labels={(key[0], key[2]): label for key, _, label in features if label},
+        notes={key: FeatureNote(label) for key, label in labels.items()},
         provenance=Provenance.from_plain(origin | _known(settings.get("provenance"))),
+        pinned=pinned,
+        supernodes=supernodes,
+        lost=lost,
     )
+
+
+def _scanned(about: Metadata) -> dict[str, str]:
+    """Model and transcoders: Neuronpedia's `scan` is a model, the reference tool's transcoders."""
+    details = (about.model_extra or {}).get("feature_details")
+    source = details.get("neuronpedia_source_set") if isinstance(details, dict) else None
+    if isinstance(source, str):
+        return {"model": about.scan, "transcoders": source}
+    return {"transcoders": about.scan}
 
 
 def _places(nodes: list[JsonNode], n_layers: int, length: int) -> list[tuple[Place, JsonNode]]:
@@ -280,8 +278,8 @@ def _places(nodes: list[JsonNode], n_layers: int, length: int) -> list[tuple[Pla
     return list(placed.items())
 
 
-def _edges(index: NodeIndex, links: list[Link], placed: list[tuple[Place, JsonNode]]) -> EdgeRows:
-    """Rows of the links. Where two nodes share an id, only one of them can be meant."""
+def _named(index: NodeIndex, placed: list[tuple[Place, JsonNode]]) -> Named:
+    """Places and rows of the nodes by id, of which the reference tool gives some to two nodes."""
     rows = {tuple(key): row for row, key in enumerate(index.features.tolist())}
     named: dict[str, list[tuple[Place, int]]] = {}
     for place, node in placed:
@@ -293,15 +291,21 @@ def _edges(index: NodeIndex, links: list[Link], placed: list[tuple[Place, JsonNo
         else:
             row = index.target_row(number) if kind == "logit" else index.embedding_row(position)
         named.setdefault(node.node_id, []).append((place, row))
+    return named
+
+
+def _edges(index: NodeIndex, links: list[Link], named: Named) -> EdgeRows:
+    """Rows of the links. Where two nodes share an id, only one of them can be meant."""
     ends = [_ends(link, named) for link in links]
     if len(set(ends)) < len(ends):
-        twice = next(link for k, link in enumerate(links) if ends[k] in ends[:k])
+        first = {end: link for link, end in zip(reversed(links), reversed(ends), strict=True)}
+        twice = next(link for link, end in zip(links, ends, strict=True) if first[end] is not link)
         raise ValueError(f"the link from {twice.source!r} to {twice.target!r} is there twice")
     targets, sources = torch.tensor(ends, dtype=torch.long).reshape(-1, 2).T
     return EdgeRows.from_edges(index, targets, sources, _narrow([link.weight for link in links]))
 
 
-def _ends(link: Link, named: dict[str, list[tuple[Place, int]]]) -> tuple[int, int]:
+def _ends(link: Link, named: Named) -> tuple[int, int]:
     """Rows of the target and the source of a link."""
     for end in (link.source, link.target):
         if end not in named:
@@ -324,6 +328,38 @@ def _ends(link: Link, named: dict[str, list[tuple[Place, int]]]) -> tuple[int, i
             )
         )
     return pairs[0]
+
+
+def _clerps(given: QParams, named: Named) -> dict[tuple[int, int], str]:
+    """Labels given beside the nodes, [[id, label]], of features that are there."""
+    labels = {}
+    pairs = (given.model_extra or {}).get("clerps")
+    for pair in pairs if isinstance(pairs, list) else []:
+        if isinstance(pair, list) and len(pair) == 2 and all(isinstance(x, str) for x in pair):
+            for place, _ in named.get(pair[0], []):
+                if place[0] == "feature" and pair[1]:
+                    labels[place[1], place[3]] = pair[1]
+    return labels
+
+
+def _marks(
+    given: QParams, named: Named
+) -> tuple[tuple[int, ...], tuple[tuple[str, tuple[int, ...]], ...], tuple[str, ...]]:
+    """Rows that are pinned, (name, rows) of the supernodes, and ids that are not there."""
+
+    def rows(ids: Iterable[str]) -> tuple[int, ...]:
+        # Of two nodes with one id the feature is meant: nobody pins an error.
+        found = (min(named[one], key=lambda n: n[0][0] != "feature")[1] for one in ids)
+        return tuple(dict.fromkeys(found))
+
+    pinned, groups = given.pinnedIds or [], [group for group in given.supernodes or [] if group]
+    asked = dict.fromkeys([*pinned, *(one for group in groups for one in group[1:])])
+    there = [(name, rows(one for one in ids if one in named)) for name, *ids in groups]
+    return (
+        rows(one for one in pinned if one in named),
+        tuple((name, found) for name, found in there if found),
+        tuple(one for one in asked if one not in named),
+    )
 
 
 def _narrow(values: list[float]) -> Float[Tensor, " value"]:

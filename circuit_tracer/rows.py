@@ -10,14 +10,16 @@ at one position travel together, each joining where it reads (`Rows.expand_rest`
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 
-from circuit_tracer.edges import EdgeRows, RowBlock
+from circuit_tracer.edges import Block, EdgeRows, RowBlock
 from circuit_tracer.influence import LEAST, strips
 from circuit_tracer.local import Local
 from circuit_tracer.nodes import NodeIndex
 from circuit_tracer.shapes import Int, Tensor
+from circuit_tracer.sparse import SparseBlock, cut
 from circuit_tracer.sweep import Group, Sweep, Terms
 from circuit_tracer.targets import Readout
 
@@ -63,12 +65,18 @@ def _silent(expanded: int, layer: int) -> None:
 
 
 class Rows:
-    """Rows as they come in, and the influence that follows from them."""
+    """Rows as they come in, and the influence that follows from them.
+
+    Attributes:
+        keep: share of each row's absolute sum to store, the strongest edges first; 1 for all. What
+            a row passes on while there is a choice to make is passed on before it is cut.
+    """
 
     def __init__(self, sweep: Sweep, directions: Sequence[Readout]):
         self.sweep, self.index, self.directions = sweep, sweep.index, directions
-        self.found: list[RowBlock] = []
+        self.found: list[Block] = []
         self.terms: list[Terms] = []
+        self.keep = 1.0
         self.expanded = 0
         self.influence = torch.zeros(len(self.index), dtype=torch.float64)
         self.weights = torch.zeros(len(self.index), dtype=torch.float64)
@@ -106,8 +114,7 @@ class Rows:
         span = max((group.position + 1 for group in groups), default=1)
         for together in packed([len(group.rows) for group in groups], columns(self.sweep, span)):
             chunk = [groups[number].part(slice(*part)) for number, *part in together]
-            for block in self.take(chunk):
-                self._pass_on(block)
+            self.take(chunk, passing=True)
             report(self.expanded, chunk[0].layer)
 
     def expand_rest(self, layer: int, report: Callable[[int, int], None] = _silent) -> None:
@@ -138,13 +145,32 @@ class Rows:
             for group in feature_groups(self.sweep.local, layer, rows[layers == layer])
         ]
 
-    def take(self, chunk: list[Group]) -> list[RowBlock]:
-        """Rows of targets that travel together."""
-        blocks, terms = self.sweep.rows(chunk)
-        self.found += blocks
+    def take(self, groups: list[Group], passing: bool = False) -> None:
+        """Rows of targets that travel together.
+
+        Args:
+            passing: their influence is complete, and passed on to their sources.
+        """
+        chunk = self.sweep.chunk(groups)
+        for block in chunk.blocks():
+            if self.keep == 1:
+                block = replace(block, values=block.values.cpu())
+            if passing:
+                self._pass_on(block)
+            self.found.append(self._stored(block))
+        terms = chunk.terms()
         self.terms.append(terms)
         self.expanded += int((terms.rows < self.index.n_features).sum())
-        return blocks
+
+    def _stored(self, block: Block) -> Block:
+        if self.keep == 1 or isinstance(block, SparseBlock):
+            return block
+        return cut(self.index, block.layer, block.position, block.rows, block.values, self.keep)
+
+    def store(self, keep: float) -> None:
+        """Keep this share of each row, of those already there too."""
+        self.keep = keep
+        self.found = [self._stored(block) for block in self.found]
 
     def _pass_on(self, block: RowBlock) -> None:
         """Send the influence of a block's targets, complete by now, to their sources."""
@@ -156,16 +182,18 @@ class Rows:
         self.influence.index_add_(0, self.index.cone(block.layer, block.position), sent)
 
     def edges(self) -> EdgeRows:
-        """Everything that came in. Blocks of one site that were split are joined again."""
-        sites: dict[tuple[int, int], list[RowBlock]] = {}
+        """Everything that came in. Blocks of one site that were split are joined again; sparse
+        ones stay apart, because two copies at once would take what cutting them saved."""
+        sites: dict[tuple[int, int], list[Block]] = {}
         for block in self.found:
             sites.setdefault((block.layer, block.position), []).append(block)
         self.found = []  # so that parts are freed as they are joined, site by site
-        blocks = [_joined(sites.pop(site)) for site in sorted(sites)]
+        blocks = [block for site in sorted(sites) for block in _joined(sites.pop(site))]
         return EdgeRows(
             self.index,
             tuple(blocks),
             *(self._scatter(name) for name in ("bias", "positional", "ignored", "value")),
+            keep=self.keep,
         )
 
     def _scatter(self, name: str) -> Tensor:
@@ -174,11 +202,11 @@ class Rows:
         return values.new_zeros(len(self.index)).index_copy(0, rows, values)
 
 
-def _joined(parts: list[RowBlock]) -> RowBlock:
-    if len(parts) == 1:
-        return parts[0]
+def _joined(parts: list[Block]) -> list[Block]:
+    if len(parts) == 1 or isinstance(parts[0], SparseBlock):
+        return parts
     rows, values = (torch.cat([getattr(p, name) for p in parts]) for name in ("rows", "values"))
-    return RowBlock(parts[0].layer, parts[0].position, rows, values)
+    return [RowBlock(parts[0].layer, parts[0].position, rows, values)]
 
 
 COLUMNS = {False: 48, True: 96}

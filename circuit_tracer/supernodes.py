@@ -28,6 +28,7 @@ from circuit_tracer.errors import InputError
 from circuit_tracer.facts import FeatureNote
 from circuit_tracer.nodes import Node
 from circuit_tracer.shapes import Float, Tensor
+from circuit_tracer.summary import percent
 
 if TYPE_CHECKING:
     from circuit_tracer.circuit import Circuit
@@ -56,6 +57,11 @@ class Supernode:
     members: tuple[Node, ...]
     cohesion: float
     share: float
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """In a notebook: without its members, which fill a screen."""
+        said = f"{len(self.members)} features, {percent(self.share)} passes, "
+        printer.text(f"Supernode({self.name!r}: {said}cohesion {self.cohesion:.2f})")
 
 
 def supernodes(

@@ -17,7 +17,7 @@ gradients: only embeddings lie below it, and those few are carried up through it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -136,9 +136,15 @@ class Sweep:
 
     def rows(self, groups: Sequence[Group]) -> tuple[list[RowBlock], Terms]:
         """Edge rows of some targets: by falling layer, rising position within a layer."""
-        chunk = _Chunk(self, groups)
+        chunk = self.chunk(groups)
+        blocks = [replace(block, values=block.values.cpu()) for block in chunk.blocks()]
+        return blocks, chunk.terms()
+
+    def chunk(self, groups: Sequence[Group]) -> Chunk:
+        """The same while still on the device; the next chunk overwrites it."""
+        chunk = Chunk(self, groups)
         chunk.descend()
-        return chunk.blocks(), chunk.terms()
+        return chunk
 
     def entry(self, group: Group) -> tuple[int, bool]:
         """The first block whose attention lies below a group, and whether its MLP does too."""
@@ -146,7 +152,7 @@ class Sweep:
         return group.layer - whole, whole
 
 
-class _Chunk:
+class Chunk:
     """A few groups on their way down together: each joins where it reads.
 
     Columns of `out` and of the gradient are targets, in the order of the groups; those that have
@@ -338,9 +344,8 @@ class _Chunk:
 
     # What came of it.
 
-    def blocks(self) -> list[RowBlock]:
-        """One block a group, each over its own cone."""
-        blocks = []
+    def blocks(self) -> Iterator[RowBlock]:
+        """One block a group, each over its own cone, with values on the device."""
         positions = self.sweep.index.positions[self.columns]
         layers = self.sweep.index.layers[self.columns]
         for group, part in zip(self.groups, self.slices, strict=True):
@@ -348,9 +353,8 @@ class _Chunk:
             if group.position + 1 < self.span or group.layer < self.layer:
                 own = (positions <= group.position) & (layers < group.layer)
                 values = values[own.to(values.device)]
-            values = values.T.clone(memory_format=torch.contiguous_format).cpu()
-            blocks.append(RowBlock(group.layer, group.position, group.rows, values))
-        return blocks
+            values = values.T.clone(memory_format=torch.contiguous_format)
+            yield RowBlock(group.layer, group.position, group.rows, values)
 
     def terms(self) -> Terms:
         bias = torch.cat([group.bias for group in self.groups]) + self.all_sums[0]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 import operator
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -82,6 +82,7 @@ class Readout:
             product, or the feature's pre-activation.
         probability: of the token under the model; None for directions and features.
         weight: its weight in influence: the probability, 1 where there is none.
+        difference: ids of the two tokens, where it is logit(a) − logit(b).
     """
 
     label: str
@@ -94,13 +95,20 @@ class Readout:
     value: float
     probability: float | None
     weight: float
+    difference: tuple[int, int] | None = None
 
     @property
     def target(self) -> Target:
         """What a graph keeps of it."""
         feature = None if self.feature is None else (self.layer, self.feature)
         return Target(
-            self.label, self.token_id, self.position, self.probability, self.weight, feature
+            self.label,
+            self.token_id,
+            self.position,
+            self.probability,
+            self.weight,
+            feature,
+            self.difference,
         )
 
 
@@ -236,7 +244,8 @@ class _Reader:
             a, b = token_id(self.model, target.a), token_id(self.model, target.b)
             (row_a, bias_a), (row_b, bias_b) = self._column(a), self._column(b)
             label = f"logit({self.model.token_text(a)}) − logit({self.model.token_text(b)})"
-            return self._after_norm(label, None, position, row_a - row_b, bias_a - bias_b)
+            found = self._after_norm(label, None, position, row_a - row_b, bias_a - bias_b)
+            return replace(found, difference=(a, b))
         if isinstance(target, Direction):
             return self._after_norm(target.label, None, position, self._vector(target), 0.0)
         token = token_id(self.model, target)

@@ -12,12 +12,14 @@ import torch
 
 from circuit_kernels.choice import Choice
 from circuit_tracer.attention.carried import edge_heads
+from circuit_tracer.attention.looks import edge_looks
 from circuit_tracer.attribute import Progress, attribute
 from circuit_tracer.circuit import Circuit, Provenance
 from circuit_tracer.errors import InputError
 from circuit_tracer.estimate import Estimate, MaxFeatures, rehearse
 from circuit_tracer.features.graphs import annotate_bundled
 from circuit_tracer.graph import Graph
+from circuit_tracer.keeping import KeepEdges
 from circuit_tracer.loading import load
 from circuit_tracer.local import Local
 from circuit_tracer.notes import describe
@@ -44,6 +46,7 @@ def trace(
     chat: bool = False,
     kernels: Choice = "auto",
     progress: Progress | None = None,
+    keep_edges: KeepEdges = "auto",
 ) -> Graph:
     """Trace a prompt to its output.
 
@@ -70,6 +73,10 @@ def trace(
             tokenizer's template, and "bos" ignores the whole opening of that template.
         kernels: "auto", "reference" (torch) or "triton".
         progress: called with (share done, message).
+        keep_edges: which edges of a row are stored: the strongest ones that hold this share of its
+            absolute sum, 1 for all, or "auto" for all where they fit into memory and else for the
+            largest share that does, 0.99 to 0.9. What is dropped still closes its row, and
+            `Graph.scores.pruned_share` says how much influence left that way.
 
     Returns:
         A `Graph`: rows, closing terms and node notes; it holds no model.
@@ -100,13 +107,14 @@ def trace(
         kernels,
     )
     timings["forward"] = time.perf_counter() - clock
-    rows = attribute(local, directions, max_features, kernels, progress)
+    rows = attribute(local, directions, max_features, kernels, progress, keep_edges)
     timings["attribution"] = time.perf_counter() - clock - timings["forward"]
     settings = {
         "max_features": max_features,
         "max_logits": max_logits,
         "logit_probability": logit_probability,
         "kernels": kernels,
+        "keep_edges": keep_edges,
         "positions": _plain(positions),
         "answer": _plain(answer),
         "chat": chat,
@@ -126,7 +134,7 @@ def trace(
     ranked = graph.influence[: graph.index.n_features].argsort(descending=True)[:DESCRIBED]
     keys = graph.index.features[ranked][:, [0, 2]].tolist()
     graph.notes.update(describe(model, [(layer, feature) for layer, feature in keys]))
-    annotate_bundled(graph, model)
+    annotate_bundled(graph)
     timings["describing"] = time.perf_counter() - clock
     return graph
 
@@ -142,6 +150,7 @@ def estimate_trace(
     positions: int | Sequence[int] | None = None,
     answer: str | Sequence[int] | None = None,
     chat: bool = False,
+    keep_edges: KeepEdges = "auto",
 ) -> Estimate:
     """What `trace` would take with the same arguments: one forward pass, no attribution."""
     model = load() if model is None else model
@@ -157,24 +166,32 @@ def estimate_trace(
         chat,
     )
     plan = rehearse(local, directions)
-    return plan.estimate(plan.resolve(max_features))
+    limit = plan.resolve(max_features, keep_edges)
+    return plan.estimate(limit, keep=plan.share(limit, keep_edges))
 
 
 def page_circuit(
-    graph: Graph, model: ReplacementModel | None = None, heads: int | None = None
+    graph: Graph,
+    model: ReplacementModel | None = None,
+    heads: int | None = None,
+    qk: int | None = None,
+    targets: Sequence[Wanted] | None = None,
 ) -> Circuit:
     """What the page holds: wider than the default circuit, so that its sliders have something to
     show, and capped at what a browser draws with ease.
 
     Args:
         model: the model of the graph, where it is at hand; then the edges that matter most say
-            which attention heads carry them.
+            which attention heads carry them, and those heads why they look where they look.
         heads: of how many edges; None for as many as take some tenths of a second.
+        qk: how many heads, each at a pair of positions; None for as many as take a tenth.
+        targets: as they were given to `trace`, where some are a `Direction`.
     """
     circuit = graph.prune(nodes=0.98, edges=0.99, max_nodes=PAGE_NODES, max_edges=PAGE_EDGES)
     if model is None or heads == 0:
         return circuit
-    return replace(circuit, heads=edge_heads(model, graph, circuit, heads))
+    circuit = replace(circuit, heads=edge_heads(model, graph, circuit, heads, targets))
+    return replace(circuit, looks=edge_looks(model, graph, circuit, qk))
 
 
 def _prepare(

@@ -8,7 +8,7 @@ kept of a layer but its share in each edge, so thousands of edges cost little mo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -22,6 +22,7 @@ from circuit_tracer.local import Local
 from circuit_tracer.nodes import Node
 from circuit_tracer.replacement import ReplacementModel
 from circuit_tracer.shapes import Float, Int, Tensor
+from circuit_tracer.targets import Wanted, choose
 
 MOST_EDGES = 1_000
 MOST_WORK = {"cpu": 1e10, "cuda": 1e12}
@@ -35,7 +36,11 @@ LISTED = 6
 
 
 def edge_heads(
-    model: ReplacementModel, graph: Graph, circuit: Circuit, most: int | None = None
+    model: ReplacementModel,
+    graph: Graph,
+    circuit: Circuit,
+    most: int | None = None,
+    targets: Sequence[Wanted] | None = None,
 ) -> dict[tuple[str, str], EdgeHeads]:
     """Which heads carry the edges that matter most in a circuit.
 
@@ -46,10 +51,11 @@ def edge_heads(
         graph: the graph of this model that the circuit was pruned from.
         most: how many edges; None for up to 1,000, fewer where their sources would cost more than
             a page is worth.
+        targets: as they were given to `trace`, where some are a `Direction`: a graph keeps its
+            name and not its vector, and leaves edges into it out.
 
     Returns:
-        (id of the source, id of the target) → `EdgeHeads`, each with the six strongest heads. An
-        edge into a `Difference` or `Direction` is left out: a graph does not keep their vectors.
+        (id of the source, id of the target) → `EdgeHeads`, each with the six strongest heads.
 
     Raises:
         InputError: `most` is negative, or the graph is of another model.
@@ -61,21 +67,38 @@ def edge_heads(
     if most is not None and most < 0:
         raise InputError(f"heads of {most} edges were asked for: give 0 or more")
     local = localise(model, graph)
-    pairs = _chosen(local, graph, circuit, most)
+    given = _given(model, local, graph, targets or ())
+    pairs = _chosen(local, graph, circuit, most, given)
     if not pairs:
         return {}
     starts = [find_source(local, name) for name in dict.fromkeys(s for s, _ in pairs)]
     # By the id that the circuit has: a feature that is a target of the graph has two.
     ends = [
-        replace(find_target(model, local, name, graph), id=name)
+        given[name] if name in given else replace(find_target(model, local, name, graph), id=name)
         for name in dict.fromkeys(target for _, target in pairs)
     ]
     with torch.no_grad():
         return _Gathering(local, starts, ends, pairs).met()
 
 
+def _given(
+    model: ReplacementModel, local: Local, graph: Graph, targets: Sequence[Wanted]
+) -> dict[str, Target]:
+    """The graph's directions that `targets` describe, by the id of their node."""
+    places = [target.position for target in graph.targets]
+    readouts = choose(model, local.forward, targets, positions=places) if targets else []
+    by_name = {(one.label, one.position): one for one in readouts if one.feature is None}
+    found = {}
+    for k, target in enumerate(graph.targets):
+        one = by_name.get((target.label, target.position))
+        if one is not None and target.token_id is None:
+            name = graph.nodes[graph.index.target_row(k)].id
+            found[name] = Target(name, one.layer, one.position, one.vector)
+    return found
+
+
 def _chosen(
-    local: Local, graph: Graph, circuit: Circuit, most: int | None
+    local: Local, graph: Graph, circuit: Circuit, most: int | None, given: Mapping[str, Target]
 ) -> list[tuple[str, str]]:
     """Ids of the ends of the edges to split, those that matter most first."""
     nodes, wiring = circuit.nodes, circuit.wiring
@@ -87,10 +110,11 @@ def _chosen(
         return wiring.shares[number] * counts[target] * (CROSSING if crosses else 1.0)
 
     def described(node: Node) -> bool:
-        """Whether the graph says what a node reads; of a direction it keeps the name alone."""
-        if node.kind != "logit" or node.feature >= 0:
+        """Whether the graph says what a node reads; of a `Direction` it keeps the name alone."""
+        if node.kind != "logit" or node.feature >= 0 or node.id in given:
             return True
-        return graph.targets[-1 - node.feature].feature is not None
+        target = graph.targets[-1 - node.feature]
+        return target.feature is not None or target.difference is not None
 
     known = [described(node) for node in nodes]
     numbers = [number for number, target in enumerate(wiring.targets) if known[target]]

@@ -144,9 +144,11 @@ def _output(graph: Graph | None, name: str, number: int, position: int) -> Wante
             return target.feature[0], target.position, target.feature[1]
         if target.token_id is not None:
             return At(target.token_id, target.position)
+        if target.difference is not None:
+            return At(Difference(*target.difference), target.position)
     raise InputError(
         f"{name} is a direction, which its id does not describe: pass it as it was passed to be "
-        "traced, as Difference(a, b) or Direction(vector)"
+        "traced, as Direction(vector) or At(Direction(vector), position)"
     )
 
 

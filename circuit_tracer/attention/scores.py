@@ -15,6 +15,7 @@ map, and their closing terms are the lumps.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -24,7 +25,7 @@ import torch
 from circuit_tracer.attention.ends import Prompt, localise
 from circuit_tracer.errors import InputError
 from circuit_tracer.local import Local
-from circuit_tracer.models.queries import Reading, check, compare
+from circuit_tracer.models.queries import Reading, check, compare, watch
 from circuit_tracer.nodes import Kind, node_id
 from circuit_tracer.replacement import ReplacementModel
 from circuit_tracer.rows import columns
@@ -224,25 +225,12 @@ def _check(local: Local, layer: int, head: int, query: int, key: int) -> tuple[i
 def _take_apart(
     model: ReplacementModel, local: Local, layer: int, head: int, query: int, key: int
 ) -> QK:
-    forward, adapter = local.forward, local.adapter
-    scales = forward.scales.get("attention_norm")
-    compared = compare(
-        adapter,
-        forward.token_ids,
-        (layer, head),
-        (query, key),
-        None if scales is None else scales[layer],
-    )
+    seen = watch(local.adapter, [layer], local.forward.token_ids)
+    compared = compare(seen[layer], head, (query, key), attention_scales(local, layer))
     sweep = Sweep(local, local.index)
-    vectors = []
-    for position, reading, what in (
-        (query, compared.query, "query"),
-        (key, compared.key, "key"),
-    ):
-        parts = _parts(sweep, layer, position, reading)
-        check(reading, parts.sum(0).to(reading.value), adapter, what)
-        vectors.append(parts)
-    queries, keys = vectors[0] * compared.scaling, vectors[1]
+    (queries,) = parts_of(sweep, layer, query, [compared.query], "query")
+    (keys,) = parts_of(sweep, layer, key, [compared.key], "key")
+    queries = queries * compared.scaling
     query_side, query_vectors = _side(local, layer, query, queries, keys.sum(0))
     key_side, key_vectors = _side(local, layer, key, keys, queries.sum(0))
     return QK(
@@ -257,25 +245,41 @@ def _take_apart(
         key_side=key_side,
         query_vectors=query_vectors,
         key_vectors=key_vectors,
-        tokens=tuple(model.token_text(token) for token in forward.token_ids.tolist()),
+        tokens=tuple(model.token_text(token) for token in local.forward.token_ids.tolist()),
     )
 
 
-def _parts(
-    sweep: Sweep, layer: int, position: int, reading: Reading
-) -> Float[Tensor, "source head_dim"]:
-    """What every source adds to a vector that a head reads: the cone, then positional, bias and
-    ignored; float64."""
+def attention_scales(local: Local, layer: int) -> Float[Tensor, " position"] | None:
+    """Frozen scales of the norm before a layer's attention; None where it has none."""
+    scales = local.forward.scales.get("attention_norm")
+    return None if scales is None else scales[layer]
+
+
+def parts_of(
+    sweep: Sweep, layer: int, position: int, readings: Sequence[Reading], what: str
+) -> list[Float[Tensor, "source head_dim"]]:
+    """What every source adds to each vector that heads of a layer read at a position: the cone,
+    then positional, bias and ignored; float64.
+
+    Raises:
+        ModelError: the parts of one do not add up to what the model computed.
+    """
+    matrix, constant, value = (
+        torch.cat([getattr(reading, name) for reading in readings])
+        for name in ("matrix", "constant", "value")
+    )
     size = columns(sweep, position + 1, joined=True)
     found = []
-    for start in range(0, len(reading.constant), size):
+    for start in range(0, len(constant), size):
         part = slice(start, start + size)
-        rows = torch.arange(len(reading.constant))[part]
-        read = (reading.matrix[part], reading.constant[part], reading.value[part])
-        (block,), terms = sweep.rows([Group(layer, position, rows, *read, before_attention=True)])
+        read = (torch.arange(len(constant))[part], matrix[part], constant[part], value[part])
+        (block,), terms = sweep.rows([Group(layer, position, *read, before_attention=True)])
         lumps = torch.stack([terms.positional, terms.bias, terms.ignored])
         found.append(torch.cat([block.values.T, lumps]).double())
-    return torch.cat(found, dim=1)
+    vectors = torch.cat(found, dim=1).split([len(one.constant) for one in readings], dim=1)
+    for reading, parts in zip(readings, vectors, strict=True):
+        check(reading, parts.sum(0).to(reading.value), sweep.adapter, what)
+    return list(vectors)
 
 
 def _side(
@@ -283,14 +287,15 @@ def _side(
 ) -> tuple[tuple[Term, ...], Float[Tensor, "term head_dim"]]:
     """(terms of one side by size, their vectors); what adds nothing at all is left out."""
     cone = local.index.cone(layer, position)
+    nodes_below = len(cone)
     present = parts.any(1).nonzero()[:, 0]
     values = parts[present] @ other
     order = values.abs().argsort(descending=True, stable=True)
     places, terms = present[order], []
-    nodes = iter(local.index.locate_all(cone[places[places < len(cone)]]))
+    nodes = iter(local.index.locate_all(cone[places[places < nodes_below]]))
     for place, value in zip(places.tolist(), values[order].tolist(), strict=True):
-        if place >= len(cone):
-            lump = LUMPS[place - len(cone)]
+        if place >= nodes_below:
+            lump = LUMPS[place - nodes_below]
             terms.append(Term(lump, lump, None, None, value))
             continue
         kind, at_layer, at, number = next(nodes)

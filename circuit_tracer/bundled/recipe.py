@@ -129,7 +129,7 @@ def make_features(options: argparse.Namespace, report: Callable) -> None:
     every = corpus()
     told = random.Random(options.seed).sample(every, min(len(every), options.texts))
     texts = [Document(sentence.text, sentence.language) for sentence in told]
-    detail = Detail(top=3, intervals=3, each=1, random=1, tokens=3, coactive=3, similar=3)
+    detail = Detail(top=3, intervals=3, each=1, random=1, silent=2, tokens=3, coactive=3, similar=3)
     with Whole(options.out / "features") as folder:
         for number, kind in enumerate(("plt", "clt")):
             read = load(options.out / "model", options.out / kind, device="cpu", dtype="float32")

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections import defaultdict
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -90,7 +89,8 @@ class Experiment:
         contrasts: tuple[Prompt, Prompt] | None = None,
     ) -> Swap:
         """Swap two prompts."""
-        from circuit_tracer.comparing.swap import alignment, swap
+        from circuit_tracer.comparing.alignment import abroad, alignment
+        from circuit_tracer.comparing.swap import swap
 
         receiver, donor = self.traced(*one), self.traced(*other)
         against = None
@@ -101,10 +101,7 @@ class Experiment:
             here, there = (
                 self.place(graph, *prompt) for graph, prompt in ((receiver, one), (donor, other))
             )
-            places = {there: here, len(donor.tokens) - 1: len(receiver.tokens) - 1}
-            rest = [k for k in range(1, len(receiver.tokens) - 1) if k != here]
-            others = [k for k in range(1, len(donor.tokens) - 1) if k != there]
-            places |= dict(zip(reversed(others), reversed(rest), strict=False))
+            places = abroad([here], [there], len(receiver.tokens), len(donor.tokens))
         return swap(receiver, donor, wanted, self.model, among, places, against, ends=ENDS)
 
     def place(self, graph: Graph, task: str, key: str, code: str) -> int:
@@ -174,34 +171,25 @@ class Experiment:
 
 def table(found: dict[str, list[Swap]]) -> list[str]:
     """Success by language at the best setting, beside the null's at its own best."""
+    from circuit_tracer.comparing.experiment import Experiment as Tally
+    from circuit_tracer.comparing.experiment import Tried
+
     every = [each for swaps in found.values() for each in swaps]
-    hits: dict[str, dict[tuple[float, int], int]] = {
-        "swap": defaultdict(int),
-        "null": defaultdict(int),
-    }
-    for each in every:
-        for trial in each.trials:
-            hits["swap"][trial.strength, trial.end] += trial.success
-            hits["null"][trial.strength, trial.end] += trial.null_success
-    best = {kind: max(counts, key=lambda at: (counts[at], -at[0])) for kind, counts in hits.items()}
+    tried = (Tried(code, "", each) for code, swaps in found.items() for each in swaps)
+    tally = Tally("", tuple(tried))
     lines = []
-    for kind, (strength, end) in best.items():
-        shares = []
-        for code, swaps in found.items():
-            good = [
-                trial.success if kind == "swap" else trial.null_success
-                for each in swaps
-                for trial in each.trials
-                if (trial.strength, trial.end) == (strength, end)
-            ]
-            shares.append(f"{code} {sum(good)}/{len(swaps)}")
-        total = f"{hits[kind][strength, end]}/{len(every)}"
+    for kind, (strength, end) in (("swap", tally.best), ("null", tally.null_best)):
+        null, at = kind == "null", (strength, end)
+        shares = [
+            f"{code} {tally.successes(at, code, null)}/{len(swaps)}"
+            for code, swaps in found.items()
+        ]
+        total = f"{tally.successes(at, null=null)}/{len(every)}"
         lines.append(
             f"  {kind}  strength {strength:g} to layer {end}: {total}   {'  '.join(shares)}"
         )
-    strengths = sorted({strength for strength, _ in hits["swap"]})
-    for strength in strengths:
-        by_end = {end: n for (s, end), n in sorted(hits["swap"].items()) if s == strength}
+    for strength in sorted({strength for strength, _ in tally.settings}):
+        by_end = {end: tally.successes((s, end)) for s, end in tally.settings if s == strength}
         lines.append(f"    strength {strength:g}, by end layer: {by_end}")
     mean = [sum(getattr(each, name) for each in every) / len(every)
             for name in ("taken", "put", "lost", "influence", "null_influence")]  # fmt: skip

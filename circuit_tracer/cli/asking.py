@@ -79,6 +79,9 @@ SHARED = (
                  help="Keep at most so many features and errors."),
     click.option("--json", "json_path", type=click.Path(path_type=Path), metavar="FILE.json|-",
                  help="Write the answer as JSON; - prints it and nothing else."),
+    click.option("--labels", type=click.Path(path_type=Path), metavar="FILE.json",
+                 help="What features are called: a file that a page saved, or an export from "
+                 "Neuronpedia."),
     click.option("-q", "--quiet", is_flag=True,
                  help="Print the first column of the table only, without its heading."),
     options.debug,
@@ -113,10 +116,16 @@ def question(
 def opened(given: dict[str, Any]) -> tuple[ct.Graph, ct.Circuit]:
     """The graph in a file, and what is left of it after pruning."""
     import circuit_tracer as ct
+    from circuit_tracer.features.graphs import annotate_bundled, name
+    from circuit_tracer.features.labels import read
+    from circuit_tracer.file_kind import file_kind
 
     path: Path = given["file"]
-    as_json = path.suffix.lower() == ".json"
-    graph = ct.Graph.from_json(path) if as_json else ct.Graph.load(path)
+    as_json = file_kind(path) == "json"
+    graph = ct.Graph.read(path)
+    annotate_bundled(graph)
+    if given.get("labels") is not None:
+        name(graph, read(given["labels"]))
     nodes, edges, most = (given[k] for k in ("node_threshold", "edge_threshold", "max_nodes"))
     if as_json:
         nodes = 1.0 if nodes is None else nodes

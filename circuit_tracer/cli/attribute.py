@@ -82,6 +82,7 @@ LONG_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
     help="Of the pruned JSON.",
 )
 @options.targets
+@options.keep_edges
 @click.option("--dtype", type=click.Choice(DTYPES), default="float32", help="Of the weights.")
 @click.option("--offload", type=click.Choice(["cpu", "disk"]), help="Changes nothing here.")
 @click.option("--device", default="auto", help="Where to run.")
@@ -90,7 +91,8 @@ LONG_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 def attribute(**given: Any) -> None:
     """Attribute a prompt with the option names of the reference tool.
 
-    --target, --target-difference, --target-feature, --position and --answer are those of `trace`.
+    --target, --target-difference, --target-feature, --position, --answer and --keep-edges are those
+    of `trace`.
     """
     check_targets(given)
     graph_path, json_path = outputs(given)
@@ -144,5 +146,6 @@ def attributed(given: dict[str, Any], report: progress.Report) -> Any:
         max_features=given["max_feature_nodes"],
         max_logits=given["max_n_logits"],
         logit_probability=given["desired_logit_prob"],
+        keep_edges=given["keep_edges"],
         progress=report,
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from circuit_tracer.cli import options
+from circuit_tracer.cli import clusters, options
 from circuit_tracer.cli.destinations import said
 from circuit_tracer.cli.progress import bar
 from circuit_tracer.cli.task import Task
@@ -16,10 +16,19 @@ from circuit_tracer.cli.task import Task
 NOT_HERE = {"targets", "differences", "features", "positions", "answer", "chat"}
 """What belongs to a prompt stands in its line."""
 
+LOADING = ("model", "transcoders", "device", "dtype", "offload")
+TRACING = ("max_features", "max_logits", "logit_probability", "ignore_positions", "kernels",
+           "pages", "retry")  # fmt: skip
+
 EPILOG = """\b
 A line of prompts.jsonl:
   {"id": "capital-fr", "prompt": "The capital of France is"}
   {"prompt": "The Statue of Liberty is in", "answer": " New York City"}
+
+Examples:
+  circuit-tracer batch prompts.jsonl -o DIR
+  circuit-tracer batch prompts.jsonl -o DIR --ray auto --workers 8
+  circuit-tracer batch prompts.jsonl -o DIR --ray 10.0.0.5:6379
 """
 
 
@@ -39,41 +48,47 @@ A line of prompts.jsonl:
     help="Graphs, table and index. The same command goes on where it stopped.",
 )
 @options.tracing
+@click.option("--pages", is_flag=True, help="Write the page of every graph too.")
+@clusters.clustered
 @click.option("--retry", is_flag=True, help="Trace again what failed before.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON lines.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing; the exit status says it.")
 @options.debug
 def batch(**given: Any) -> None:
-    """Trace every prompt of a file: a graph each, a table of figures, an index page.
+    """Trace every prompt of a file: a graph each, tables of figures, what they share, an index.
 
     A prompt that fails is recorded with its reason and does not stop the rest; the exit status is
     then 1.
     """
-    from circuit_tracer.batch import read_jobs, rows, run
-    from circuit_tracer.loading import load
+    from circuit_tracer.batch import read_jobs, rows, run, run_on
+    from circuit_tracer.batch.tables import ARROW, arrow_installed
 
+    clusters.check(given["ray"], given["workers"])
     jobs = read_jobs(given["prompts"])
-    names = ("max_features", "max_logits", "logit_probability", "ignore_positions", "kernels")
+    loading = {name: given[name] for name in LOADING}
     with bar(given["quiet"] or given["as_json"]) as progress:
-        progress(0.0, "loading the model")
-        where = {name: given[name] for name in ("device", "dtype", "offload")}
-        model = load(given["model"], given["transcoders"], **where)
-        records = run(
-            jobs,
-            model,
-            given["output"],
-            nodes=given["node_threshold"],
-            edges=given["edge_threshold"],
-            retry=given["retry"],
-            progress=progress,
-            **{name: given[name] for name in names},
-        )
+        how = {name: given[name] for name in TRACING} | {
+            "nodes": given["node_threshold"],
+            "edges": given["edge_threshold"],
+            "progress": progress,
+        }
+        if given["ray"]:
+            progress(0.0, "joining the cluster")
+            workers = given["workers"]
+            records = run_on(given["ray"], jobs, loading, given["output"], workers=workers, **how)
+        else:
+            from circuit_tracer.loading import load
+
+            progress(0.0, "loading the model")
+            records = run(jobs, load(**loading), given["output"], **how)
     failed = [record for record in records if record.error is not None]
     if given["as_json"]:
         click.echo("\n".join(json.dumps(row, ensure_ascii=False) for row in rows(records)))
     elif not given["quiet"]:
         click.echo(f"{len(records) - len(failed)} of {len(records)} prompts traced")
         click.echo(said(given["output"] / "index.html"))
+        if not arrow_installed():
+            click.echo(f"{ARROW} was not written: pip install 'trace-circuits[arrow]'", err=True)
     for record in failed:
         if not given["quiet"]:
             click.echo(f"failed: {record.job['id']}: {record.error}", err=True)

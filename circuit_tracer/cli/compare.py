@@ -40,9 +40,10 @@ GRAPHS = (".safetensors", ".json")
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    metavar="FILE.html",
-    help="Write the comparison as a page.",
+    metavar="FILE.html|svg",
+    help="Write the comparison as a page, or as a still picture.",
 )
+@click.option("--pages", is_flag=True, help="Write a page a graph beside -o, linked from it.")
 @click.option(
     "--model",
     "models",
@@ -113,7 +114,10 @@ def compare(**given: Any) -> None:
     with progress.bar(given["quiet"] or to_stdout) as report:
         found = run(given, prompts, report)
     if given["output"] is not None:
-        found.save_html(given["output"])
+        if is_picture(given["output"]):
+            found.save_svg(given["output"])
+        else:
+            found.save_html(given["output"], given["pages"])
     if given["json_path"] is not None:
         as_json = json.dumps(found.payload(), indent=2, ensure_ascii=False)
         if to_stdout:
@@ -124,7 +128,13 @@ def compare(**given: Any) -> None:
         write_text(given["json_path"], as_json + "\n")
     click.echo(found.summary() if given["quiet"] else text(found, given["count"]))
     if given["output"] is not None and not given["quiet"]:
-        click.echo(f"\npage      {destinations.said(given['output'])}")
+        kind = "picture" if is_picture(given["output"]) else "page   "
+        click.echo(f"\n{kind}   {destinations.said(given['output'])}")
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a still picture is asked for, and no page."""
+    return path.suffix.lower() == ".svg"
 
 
 def named(word: str) -> tuple[str, str]:
@@ -149,6 +159,8 @@ def check(given: dict[str, Any], prompts: list[tuple[str, str]]) -> None:
             f"comparing takes at least two prompts or graphs, not {len(prompts)}: give "
             'en="…" fr="…"'
         )
+    if given["pages"] and (given["output"] is None or is_picture(given["output"])):
+        raise InputError("--pages are written beside the page: give -o FILE.html")
     if given["no_baseline"] and given["corpus"] is not None:
         raise InputError("--no-baseline leaves the corpus out: give one or the other")
 

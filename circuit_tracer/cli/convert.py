@@ -1,4 +1,4 @@
-"""`circuit-tracer convert`: any transcoders that can be opened, as a memory-mapped folder."""
+"""`circuit-tracer convert`: any transcoders that can be opened, as a folder of one format."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 @click.option(
     "--to",
     "reader",
-    type=click.Choice(["reference"]),
-    help="Refuse what the reference tool would misread; the files are the same.",
+    type=click.Choice(["reference", "saelens"]),
+    help="For whom. reference: refuse what the reference tool would misread, the files are the "
+    "same; saelens: in SAELens' format.",
 )
 @click.option("--model-name", default="", metavar="ID", help="The model they belong to.")
 @click.option("--scan", metavar="NAME", help="Where their features are described.")
@@ -45,22 +46,31 @@ def convert(
     SRC is a folder or a hub id (org/repo, org/repo/sub, either with @revision) in any format that
     can be traced with: GemmaScope, GemmaScope 2, SAELens, sparsify, the reference tool's. DST is in
     the reference tool's format, which is also ours: config.yaml and one safetensors file a layer,
-    opened without reading it whole. Numbers and number types stay as they are.
+    opened without reading it whole. With --to saelens it is a folder a layer, as SAELens reads it.
+    Numbers and number types stay as they are.
     """
-    from circuit_tracer.transcoders.formats.writing import check_destination, write_folder
+    from circuit_tracer.transcoders.formats.writing import (
+        check_destination,
+        write_folder,
+        write_saelens,
+    )
 
     check_destination(destination, force)
     found = _opened(source, destination, reader)
     known_name, known_scan = _described(source)
     with bar(quiet) as report:
-        write_folder(
-            found,
-            destination,
-            model_name=model_name or known_name,
-            scan=scan or known_scan,
-            replace=force,
-            report=report,
-        )
+        named = model_name or known_name
+        if reader == "saelens":
+            write_saelens(found, destination, model_name=named, replace=force, report=report)
+        else:
+            write_folder(
+                found,
+                destination,
+                model_name=named,
+                scan=scan or known_scan,
+                replace=force,
+                report=report,
+            )
     if not quiet:
         features = sum(len(found.layer(layer).encoder) for layer in found.present)
         click.echo(f"{len(found.present)} layers, {features} features: {said(destination)}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from circuit_tracer.cli import destinations, options
+from circuit_tracer.cli import clusters, destinations, options
 from circuit_tracer.cli.progress import bar
 from circuit_tracer.cli.task import Task
 from circuit_tracer.errors import InputError
@@ -39,6 +39,26 @@ class Shard(click.ParamType):
         return self.fail(f"{value!r} is not a shard, like 0/4 (the first of 0 to 3).", param, ctx)
 
 
+class Layers(click.ParamType):
+    """Some layers, `0-5` or `0,2,4-7`, as a tuple."""
+
+    name = "LAYERS"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        layers: set[int] = set()
+        for part in str(value).split(","):
+            ends = part.strip().split("-")
+            if len(ends) > 2 or not all(end.isascii() and end.isdecimal() for end in ends):
+                self.fail(f"{value!r} are no layers, like 0-5 or 0,2,4.", param, ctx)
+            first, last = int(ends[0]), int(ends[-1])
+            if last < first or last > 9999:
+                self.fail(f"{part!r} are no layers: give the first, then the last.", param, ctx)
+            layers.update(range(first, last + 1))
+        return tuple(sorted(layers))
+
+
 def modelled(command: Any) -> Any:
     """Give a command the options that choose a model."""
     for option in reversed((
@@ -55,17 +75,21 @@ def modelled(command: Any) -> Any:
 @click.command(cls=Task, name="build", context_settings=HELP)
 @click.option("--text", "sources", multiple=True, required=True, metavar="FILE|DIR|DATASET",
               help="Texts: .txt (one a line), .tsv, .csv or .jsonl with a column text and maybe "
-              "language, a folder of these, or a dataset's name; give it again for "
-              "more.")  # fmt: skip
+              "language, any of them with .gz after it, a folder of these, or a dataset's name; "
+              "give it again for more.")  # fmt: skip
 @click.option("--language", default="", metavar="CODE", help="Of texts that do not say it.")
 @click.option("--limit", type=options.AT_LEAST_ONE, metavar="N", help="Read so many texts at most.")
 @click.option("--top", type=options.AT_LEAST_ONE, default=8, metavar="N",
               help="Strongest examples of a feature to keep.")  # fmt: skip
 @click.option("--sample", type=options.AT_LEAST_ONE, default=24, metavar="N",
               help="Examples of a feature to draw evenly.")  # fmt: skip
+@click.option("--layers", type=Layers(), metavar="A-B",
+              help="Describe only these layers' features, like 0-5; `features join` makes one "
+              "store of several.")  # fmt: skip
 @click.option("--shard", type=Shard(), metavar="K/N",
               help="Only count every N-th text, from the K-th on; `features merge` puts the shards "
               "together.")  # fmt: skip
+@clusters.clustered
 @OUTPUT
 @modelled
 @QUIET
@@ -75,6 +99,8 @@ def build(
     language: str,
     limit: int | None,
     shard: tuple[int, int] | None,
+    ray: str | None,
+    workers: int | None,
     output: Path,
     quiet: bool,
     debug: bool,
@@ -91,11 +117,20 @@ def build(
     from circuit_tracer.features.corpus import documents
 
     _check(output)
+    clusters.check(ray, workers)
+    if ray and shard:
+        raise InputError("--ray makes shards of its own: leave --shard out")
     texts = islice(documents(sources, language), limit)
     local = all(Path(source).expanduser().exists() for source in sources)
     total = sum(1 for _ in islice(documents(sources, language), limit)) if local else limit
-    kept = {"top": given.pop("top"), "sample": given.pop("sample")}
+    kept = {name: given.pop(name) for name in ("top", "sample", "layers")}
     with bar(quiet) as report:
+        if ray:
+            from circuit_tracer.features.spreading import Corpus, build_on
+
+            corpus = Corpus(sources, language, limit, total)
+            build_on(ray, given, corpus, output, workers=workers, **kept, progress=report)
+            return _done(quiet, output)
         model = _load(given, report)
         more: dict[str, Any] = {**kept, "total": total, "progress": report}
         if shard is None:
@@ -118,6 +153,21 @@ def merge(parts: tuple[Path, ...], output: Path, quiet: bool, debug: bool, **giv
     _check(output)
     with bar(quiet) as report:
         making.merge(_load(given, report), parts, output, progress=report)
+    _done(quiet, output)
+
+
+@click.command(cls=Task, name="join", context_settings=HELP)
+@click.argument("stores", nargs=-1, required=True, type=click.Path(path_type=Path))
+@OUTPUT
+@QUIET
+@options.debug
+def join(stores: tuple[Path, ...], output: Path, quiet: bool, debug: bool) -> None:
+    """Make one store of STORES of different layers, which `features build --layers` built."""
+    from circuit_tracer.features import joining
+
+    _check(output)
+    with bar(quiet) as report:
+        joining.join(stores, output, report)
     _done(quiet, output)
 
 
@@ -179,7 +229,7 @@ def serve(store: str, host: str, port: int, quiet: bool, debug: bool) -> None:
             return
 
 
-COMMANDS = (build, merge, import_, export, serve)
+COMMANDS = (build, merge, join, import_, export, serve)
 
 
 def _check(output: Path) -> None:

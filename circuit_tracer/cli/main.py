@@ -15,7 +15,10 @@ from circuit_tracer.cli.graft import graft
 from circuit_tracer.cli.intervene import intervene
 from circuit_tracer.cli.model_questions import query
 from circuit_tracer.cli.models import models
+from circuit_tracer.cli.open import open_file
+from circuit_tracer.cli.publish import publish
 from circuit_tracer.cli.steer import steer
+from circuit_tracer.cli.swap import swap
 from circuit_tracer.cli.trace import trace
 from circuit_tracer.cli.train import train
 
@@ -45,8 +48,11 @@ for command in (
     models,
     intervene,
     graft,
+    open_file,
+    publish,
     query,
     steer,
+    swap,
     train,
 ):
     main.add_command(command)

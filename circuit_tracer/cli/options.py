@@ -46,6 +46,25 @@ class FeatureLimit(click.ParamType):
         )
 
 
+class KeepEdges(click.ParamType):
+    """What share of each row is stored: above 0 and at most 1, or `auto`."""
+
+    name = "SHARE|auto"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float | str:
+        if value == "auto":
+            return "auto"
+        try:
+            share = float(value)
+        except ValueError:
+            share = math.nan
+        if not 0 < share <= 1:
+            self.fail(f"{value!r} is neither a share, above 0 and at most 1, nor auto.", param, ctx)
+        return share
+
+
 class EdgeCount(click.ParamType):
     """A number of edges: a number, `all`, `none` or `auto`. `auto` becomes None."""
 
@@ -164,6 +183,18 @@ def targets(command: Any) -> Any:
     for option in reversed(TARGETS):
         command = option(command)
     return command
+
+
+def keep_edges(command: Any) -> Any:
+    """`--keep-edges`: which edges of a row are stored."""
+    return click.option(
+        "--keep-edges",
+        type=KeepEdges(),
+        metavar="SHARE|auto",
+        default="auto",
+        help="Store the strongest edges that hold this share of each row; auto for all where they "
+        "fit into memory.",
+    )(command)
 
 
 def debug(command: Any) -> Any:

@@ -75,6 +75,7 @@ def predictions(graph: ct.Graph, verbose: bool) -> str:
     places = {target.position for target in graph.targets}
     order = sorted(range(len(graph.targets)), key=lambda k: graph.targets[k].position)
     valued = any(target.probability is None for target in graph.targets)
+    valued &= not math.isnan(graph.closure_error)
     values = graph.edges.value[graph.index.first_target :].tolist()
     columns = {
         "after": len(places) > 1,
@@ -177,7 +178,7 @@ def figures(graph: ct.Graph, circuit: ct.Circuit) -> str:
             f"mean path length {scores.mean_path_length:.1f}, "
             f"errors {percent(sum(scores.error_share_by_layer))} of the influence",
         ),
-        ("closure", f"every row adds up to within {graph.closure_error:.1e}"),
+        ("closure", closure(graph)),
         ("expanded", f"{expanded:,} of {graph.index.n_features:,} active features"),
         (
             "kept",
@@ -186,6 +187,13 @@ def figures(graph: ct.Graph, circuit: ct.Circuit) -> str:
         ),
     ]
     return "\n".join(f"{what:<10}{said}" for what, said in rows)
+
+
+def closure(graph: ct.Graph) -> str:
+    """Whether the rows add up; unknown of a graph that comes from a file of edges only."""
+    if math.isnan(graph.closure_error):
+        return "unknown: the file holds edges and not what their rows should add up to"
+    return f"every row adds up to within {graph.closure_error:.1e}"
 
 
 def phases(program: dict[str, float], graph: dict[str, float]) -> str:

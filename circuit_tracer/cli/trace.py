@@ -62,6 +62,7 @@ class Timings:
     help="The page.  [default: named after the prompt, here]",
 )
 @options.tracing
+@options.keep_edges
 @click.option(
     "--save",
     type=click.Path(path_type=Path),
@@ -84,6 +85,26 @@ class Timings:
     default="auto",
     help="Of how many edges the page "
     "says which attention heads carry them; auto for some tenths of a second.",
+)
+@click.option(
+    "--qk",
+    type=options.EdgeCount(),
+    default="auto",
+    help="Of how many of these heads the page says why they look where they look; auto for a tenth "
+    "of a second.",
+)
+@click.option(
+    "--features",
+    "store",
+    type=click.Path(path_type=Path),
+    metavar="FILE.sqlite",
+    help="A feature store: examples and labels for the page.  [default: the bundled model's own]",
+)
+@click.option(
+    "--labels",
+    type=click.Path(path_type=Path),
+    metavar="FILE.json",
+    help="What features are called: a file that a page saved, or an export from Neuronpedia.",
 )
 @click.option("--estimate", is_flag=True, help="Say what the run would take, and stop there.")
 @click.option("--open", "open_page", is_flag=True, help="Open the page in a browser.")
@@ -109,6 +130,7 @@ def trace(**given: Any) -> None:
             estimate = estimate_run(given, prompt, model)
         else:
             graph = run(given, prompt, model, report)
+            name_features(given, graph)
             timings.lap("tracing")
             if given["verify"]:
                 graph = verify(given, graph, model, report)
@@ -181,7 +203,7 @@ def load_model(
 def settings(given: dict[str, Any]) -> dict[str, Any]:
     """The keyword arguments that `ct.trace` and its estimate share."""
     names = ("max_features", "max_logits", "logit_probability", "ignore_positions", "chat")
-    return {**targets(given), **{name: given[name] for name in names}}
+    return {**targets(given), **{name: given[name] for name in (*names, "keep_edges")}}
 
 
 def targets(given: dict[str, Any]) -> dict[str, Any]:
@@ -223,6 +245,19 @@ def run(
     return ct.trace(prompt, model, **settings(given), kernels=given["kernels"], progress=report)
 
 
+def name_features(given: dict[str, Any], graph: ct.Graph) -> None:
+    """Give the graph the examples and labels that the options name."""
+    from circuit_tracer.features import annotate, open_store
+    from circuit_tracer.features.graphs import name
+    from circuit_tracer.features.labels import read
+
+    labels = None if given["labels"] is None else read(given["labels"])
+    if given["store"] is not None:
+        annotate(graph, open_store(given["store"]), labels=labels)
+    elif labels is not None:
+        name(graph, labels)
+
+
 def verify(
     given: dict[str, Any], graph: ct.Graph, model: ct.ReplacementModel, report: progress.Report
 ) -> ct.Graph:
@@ -246,7 +281,7 @@ def write(
     if page is not None:
         from circuit_tracer.tracing import page_circuit
 
-        page_circuit(graph, model, given["heads"]).save_html(page)
+        page_circuit(graph, model, given["heads"], given["qk"]).save_html(page)
 
 
 def write_json(given: dict[str, Any], graph: ct.Graph) -> None:
@@ -267,6 +302,12 @@ def show(given: dict[str, Any], graph: ct.Graph, page: Path | None, timings: Tim
 
     circuit = graph.prune(nodes=given["node_threshold"], edges=given["edge_threshold"])
     click.echo(report.text(graph, circuit, verbose=given["verbose"]))
+    if graph.edges.keep < 1:
+        lost = report.percent(graph.scores.pruned_share)
+        click.echo(
+            f"stored    of each row the strongest edges that hold {graph.edges.keep:.3g} of it; "
+            f"{lost} of the influence left along the others and counts as error"
+        )
     if given["verbose"]:
         click.echo(report.phases(timings.seconds, graph.timings))
     for what, path in (("graph", given["save"]), ("json", given["json_path"]), ("page", page)):
@@ -274,6 +315,7 @@ def show(given: dict[str, Any], graph: ct.Graph, page: Path | None, timings: Tim
             click.echo(f"{what:<10}{destinations.said(path)}")
 
 
-def open_in_browser(page: Path) -> None:
-    if not webbrowser.open(page.resolve().as_uri()):
+def open_in_browser(page: Path, address: str = "") -> None:
+    """Show a page; `address` is what follows its name, `#…`."""
+    if not webbrowser.open(page.resolve().as_uri() + address):
         raise OutputError(f"no browser could be opened; the page is at {destinations.said(page)}")

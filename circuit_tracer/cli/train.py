@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from circuit_tracer.train.moment import Moment
+    from circuit_tracer.train.ranks import Split
     from circuit_tracer.train.settings import Settings
 
 NUMBER_TYPES = ["float32", "bfloat16", "float16"]
@@ -28,6 +30,7 @@ EPILOG = """\b
 Examples:
   circuit-tracer train --model DIR --text corpus.txt --features 4096 -o plt
   circuit-tracer train --model DIR --text texts/ --kind clt --features 2048 --store -o clt
+  torchrun --nproc-per-node 8 -m circuit_tracer.cli train --model DIR --text texts/ …
 """
 KNOBS = (
     click.option("--kind", type=click.Choice(["plt", "clt"]), default="plt", show_default=True,
@@ -120,6 +123,7 @@ def knobs(command: Any) -> Any:
 @click.option(
     "--save-dtype", type=click.Choice(NUMBER_TYPES), default="float32", help="Of the weights."
 )
+@click.option("--saelens", is_flag=True, help="Write DIR/saelens too, in SAELens' format.")
 @click.option(
     "--track",
     "trackers",
@@ -128,6 +132,11 @@ def knobs(command: Any) -> Any:
     help="Also send the figures there; the package must be installed.",
 )
 @click.option("--device", metavar="auto|cpu|cuda|mps", default="auto", help="Where to run.")
+@click.option(
+    "--split",
+    type=click.Choice(["batch", "features", "fsdp"]),
+    help="What the processes of torchrun share out.  [default: batch for plt, features for clt]",
+)
 @click.option("--dtype", type=click.Choice(options.DTYPES), default="auto", help="Of the model.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON, nothing else.")
 @click.option("--force", is_flag=True, help="Replace DIR if it is a folder of transcoders.")
@@ -140,18 +149,20 @@ def train(**given: Any) -> None:
     topk), with a model card (README.md), all figures (training.json) and a page of curves
     (report.html). A tenth of the text is held out; the check is that of `circuit-tracer check`.
     """
-    quiet = given["quiet"] or given["as_json"]
     settings = _settings(given)
     _check_output(given)
     from circuit_tracer.agreement import report
 
-    with _shown(quiet) as (progress, listener):
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
+    with _shown(given["quiet"] or given["as_json"] or not first) as (progress, listener):
         found = _made(given, settings, listener, progress)
+    if not first:
+        return
     if given["as_json"]:
         import json
 
         click.echo(json.dumps(report.plain(found), indent=2))
-    elif not quiet:
+    elif not given["quiet"]:
         from circuit_tracer.cli.report import table
 
         layers = table(report.rows(found), right=range(len(report.HEAD)))
@@ -187,6 +198,7 @@ def _made(
     from circuit_tracer.models.load import DTYPES, open_model, resolve_device, resolve_dtype
     from circuit_tracer.train.corpus import read_texts
     from circuit_tracer.train.making import GIB, Plan, make
+    from circuit_tracer.train.ranks import joined
     from circuit_tracer.train.trackers import tracker
 
     texts = read_texts(given["text"])
@@ -199,23 +211,28 @@ def _made(
         save_every=given["save_every"],
         dtype=DTYPES[given["save_dtype"]],
         replace=given["force"],
+        saelens=given["saelens"],
     )
     folder = given["output"].resolve().parent
-    listeners = [listener, *(tracker(t, folder, settings.plain()) for t in given["trackers"])]
-    place = resolve_device(given["device"])
     name = given["model"]
     if name == BUNDLED:
         from circuit_tracer.bundled import model_dir
 
         name = str(model_dir())
-    adapter, tokenizer = open_model(name, place, resolve_dtype(given["dtype"], place))
-    adapter.name = given["model"]
+    split: Split = given["split"] or ("features" if settings.kind == "clt" else "batch")
+    with joined(split, resolve_device(given["device"])) as (ranks, place):
+        ranks.check(settings)
+        tracked = given["trackers"] if ranks.first else ()
+        listeners = [listener, *(tracker(t, folder, settings.plain()) for t in tracked)]
+        adapter, tokenizer = open_model(name, place, resolve_dtype(given["dtype"], place))
+        adapter.name = given["model"]
 
-    def tell(moment: Moment) -> None:
-        for one in listeners:
-            one(moment)
+        def tell(moment: Moment) -> None:
+            for one in listeners if ranks.first else ():
+                one(moment)
 
-    return make(adapter, tokenizer, texts, given["output"], settings, plan, tell, progress)
+        output = given["output"]
+        return make(adapter, tokenizer, texts, output, settings, plan, tell, progress, ranks)
 
 
 @contextmanager

@@ -57,6 +57,15 @@ class Spread:
             return "specific"
         return "agnostic" if self.evenness >= AGNOSTIC else "mixed"
 
+    @property
+    def said(self) -> str:
+        """The verdict with the number it stands on: "specific to fr (93 %)"."""
+        if self.verdict == "specific":
+            return f"specific to {self.language} ({100 * self.largest:.0f} %)"
+        if self.verdict == "unknown":
+            return f"unknown ({self.texts} texts)"
+        return f"{self.verdict} (evenness {self.evenness:.2f})"
+
 
 @dataclass(frozen=True, eq=False)
 class Activity:
@@ -101,6 +110,12 @@ def activity(
     progress: Callable[[float, str], None] | None = None,
 ) -> Activity:
     """Run every text of a corpus once."""
+    sizes = [len(model.transcoders.layer(k).encoder) for k in range(model.adapter.n_layers)]
+    return gathered(corpus, firing(model), sizes, progress)
+
+
+def firing(model: ReplacementModel) -> Callable[[str], list[Fired]]:
+    """Says of a text, by layer, which features fire and how strongly at most."""
     transcoders, n_layers = model.transcoders, model.adapter.n_layers
 
     def fired(text: str) -> list[Fired]:
@@ -116,8 +131,7 @@ def activity(
             found.append((ids, most.scatter_reduce(0, place, values[seen], "amax")))
         return found
 
-    sizes = [len(transcoders.layer(layer).encoder) for layer in range(n_layers)]
-    return gathered(corpus, fired, sizes, progress)
+    return fired
 
 
 def gathered(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,12 +12,14 @@ import torch
 from circuit_tracer.comparing.activity import Activity, Fired, activity, gathered
 from circuit_tracer.comparing.comparison import Comparison, SharedEdge, SharedFeature, Side
 from circuit_tracer.comparing.corpus import Corpus, bundled_corpus, read_corpus
+from circuit_tracer.comparing.decoder_baseline import DecoderBaseline
 from circuit_tracer.comparing.matching import Group, by_decoder, by_id
 from circuit_tracer.comparing.overlap import Overlap, measure
 from circuit_tracer.comparing.profile import Profile
 from circuit_tracer.comparing.roles import Role, aligned
 from circuit_tracer.comparing.wording import notices
 from circuit_tracer.errors import InputError
+from circuit_tracer.features.graphs import annotate_bundled
 from circuit_tracer.graph import Graph
 from circuit_tracer.loading import BUNDLED, load
 from circuit_tracer.prune import NODES
@@ -53,7 +56,8 @@ def compare(
         model: traces the texts; by name where each has its own. None loads the bundled model if
             anything is to be traced.
         baseline: a parallel corpus: a path, a `Corpus`, or language → texts, row by row. "auto" is
-            the bundled corpus for the bundled model, and none for others.
+            the bundled corpus for the bundled model, and none for others. Where decoders are
+            matched, its texts are run by each model, whatever their language.
         match: "id": features are one where layer and id are. "decoder": where they write alike (see
             `matching`), for graphs of different checkpoints or transcoders; needs a model for each.
         nodes: share of the influence that each circuit holds; features in any circuit are
@@ -81,14 +85,17 @@ def compare(
         model = load()
     models = _models(model, list(given))
     one = next(iter(models.values())) if len(set(map(id, models.values()))) == 1 else None
-    corpus = _corpus(baseline, list(given), one, match, rows)
+    corpus = _corpus(baseline, list(given), models, match, rows)
     profiles = _profiles(given, models, nodes, settings, tell)
     groups = _matched(profiles, models, match)
-    fired = light = None
-    if corpus is not None and one is not None:
+    fired = light = written = None
+    if corpus is not None and match == "decoder":
+        written = DecoderBaseline(models, corpus, _part(tell, 0.4, 1.0))
+    elif corpus is not None and one is not None:
         fired = activity(one, corpus, _part(tell, 0.4, 0.7))
         light = _traced(one, corpus, traced, settings, _part(tell, 0.7, 1.0)) if traced else None
-    return _Assembly(profiles, groups, match, one, fired, light).comparison(corpus is not None)
+    made = _Assembly(profiles, groups, match, one, fired, light, written)
+    return made.comparison(corpus is not None)
 
 
 class _Assembly:
@@ -102,9 +109,10 @@ class _Assembly:
         model: ReplacementModel | None,
         fired: Activity | None,
         light: Activity | None,
+        written: DecoderBaseline | None,
     ):
         self.profiles, self.match, self.model = profiles, match, model
-        self.fired, self.light = fired, light
+        self.fired, self.light, self.written = fired, light, written
         self.names = [profile.name for profile in profiles]
         self.rows = torch.tensor([[each.get(name, -1) for name in self.names] for each in groups])
         self.active = self.rows >= 0
@@ -122,7 +130,7 @@ class _Assembly:
             profile.flows(self.rows[chosen, column].tolist(), len(chosen))
             for column, profile in enumerate(self.profiles)
         ]
-        absent = [] if self.fired is None else self.fired.corpus.languages
+        absent = self.names if self.fired is None else self.fired.corpus.languages
         return Comparison(
             sides=tuple(self._side(column, chosen) for column in range(len(self.profiles))),
             features=tuple(features),
@@ -136,6 +144,7 @@ class _Assembly:
                 overlap,
                 [name for name in self.names if name not in absent],
                 corpus_given,
+                len({profile.graph.provenance.prompt for profile in self.profiles}) == 1,
             ),
         )
 
@@ -144,7 +153,7 @@ class _Assembly:
         if self.model is not None:
             transcoders = self.model.transcoders
             sizes = [len(transcoders.layer(k).encoder) for k in range(transcoders.n_layers)]
-        return measure(
+        found = measure(
             self.names,
             self.layers,
             self.influence,
@@ -153,7 +162,12 @@ class _Assembly:
             sizes,
             self.fired,
             self.light,
+            None if self.written is None else self.written.baselines,
         )
+        if self.written is None:
+            return found
+        corpus = self.written.corpus
+        return replace(found, corpus=corpus.name, rows=len(corpus))
 
     def _feature(self, row: int) -> SharedFeature:
         found = {
@@ -277,6 +291,7 @@ def _profiles(
         if isinstance(value, Path):
             read = Graph.from_json if value.suffix == ".json" else Graph.load
             value = read(value)
+            annotate_bundled(value)
         if not isinstance(value, Graph):
             value = trace(value, models[name], **settings)
         profiles.append(Profile.of(name, value, nodes))
@@ -320,15 +335,19 @@ def _same(origins: list[tuple[str, str]]) -> None:
 def _corpus(
     baseline: Baseline,
     names: list[str],
-    model: ReplacementModel | None,
+    models: dict[str, ReplacementModel],
     match: Match,
     rows: int,
 ) -> Corpus | None:
-    """The rows of the baseline in the languages compared; None for no baseline."""
+    """The rows of the baseline in the languages compared; None for no baseline.
+
+    Where decoders are matched the names are no languages: there every graph gets every text.
+    """
     if baseline is None:
         return None
+    different = len(set(map(id, models.values()))) > 1 and match == "id"
     if baseline == "auto":
-        if match != "id" or model is None or model.adapter.name != BUNDLED:
+        if different or {model.adapter.name for model in models.values()} != {BUNDLED}:
             return None
         whole = bundled_corpus()
     elif isinstance(baseline, Corpus):
@@ -337,6 +356,12 @@ def _corpus(
         whole = _rows(baseline)
     else:
         whole = read_corpus(baseline)
+    if rows < 2:
+        raise InputError(f"a baseline takes at least 2 rows, not {rows}")
+    if not models or different:
+        raise InputError("a baseline is run on the model of the graphs: pass it as model=")
+    if match == "decoder":
+        return (whole if set(names) <= set(whole.languages) else _each(whole, names)).sample(rows)
     spoken = sorted(set(names) & set(whole.languages))
     if len(spoken) < 2:
         if baseline == "auto":
@@ -344,11 +369,15 @@ def _corpus(
         raise InputError(
             f"{whole.name} has columns {', '.join(whole.languages)}; name at least two prompts so"
         )
-    if model is None or match != "id":
-        raise InputError("a baseline is run on the one model of the graphs: pass it as model=")
-    if rows < 2:
-        raise InputError(f"a baseline takes at least 2 rows, not {rows}")
     return whole.sample(rows).only(spoken)
+
+
+def _each(corpus: Corpus, names: list[str]) -> Corpus:
+    """Every text of a corpus, in whatever language, once for each name."""
+    pairs = zip(corpus.rows, corpus.groups, strict=True)
+    found = {text: group for row, group in pairs for text in row}
+    rows = tuple((text,) * len(names) for text in found)
+    return Corpus(tuple(names), rows, tuple(found.values()), corpus.name)
 
 
 def _rows(texts: Mapping[str, Sequence[str]]) -> Corpus:

@@ -8,11 +8,14 @@ no name stands before another: changing the order changes no number.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from math import fsum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from circuit_tracer import files
 from circuit_tracer.circuit import Circuit
@@ -25,7 +28,9 @@ from circuit_tracer.errors import InputError
 if TYPE_CHECKING:
     import networkx
 
+    from circuit_tracer.comparing.shared_supernodes import SharedSupernode
     from circuit_tracer.view.compared import ComparisonDrawing
+    from circuit_tracer.view.notebook import Shown
 
 
 @dataclass(frozen=True)
@@ -219,6 +224,22 @@ class Comparison:
 
         return merged(self)
 
+    @cached_property
+    def rows(self) -> dict[tuple[str, Key], int]:
+        """(name of a graph, (layer, id)) → place in `features`."""
+        return {
+            (name, (feature.layer, one)): row
+            for row, feature in enumerate(self.features)
+            for name, one in feature.ids.items()
+        }
+
+    def supernodes(self) -> tuple[SharedSupernode, ...]:
+        """Supernodes that several circuits have, see `shared_supernodes`; () without circuits."""
+        from circuit_tracer.comparing.shared_supernodes import shared_supernodes
+
+        pairs = zip(self.names, self.circuits, strict=False)
+        return shared_supernodes(dict(pairs), self.rows)
+
     def payload(self) -> dict[str, Any]:
         """Everything, as JSON values: what pages and `--json` hold. NaN becomes None."""
         spreads = (None if f.spread is None else _spread(f.spread) for f in self.features)
@@ -251,16 +272,62 @@ class Comparison:
 
         return drawing(self)
 
-    def save_html(self, path: str | os.PathLike[str]) -> None:
+    def save_html(self, path: str | os.PathLike[str], pages: bool = False) -> None:
         """Write the comparison as one HTML page that needs no network.
 
+        Args:
+            pages: write the page of each graph beside it too (`languages-1-en.html`), and link to
+                them.
+
         Raises:
-            InputError: more graphs than a page shows.
             OutputError: it could not be written; an older file is untouched.
         """
         from circuit_tracer.view.comparison import render
 
-        files.write_text(path, render(self.drawing()))
+        drawn = self.drawing()
+        if pages and self.circuits:
+            beside = [_beside(Path(path), *pair) for pair in enumerate(self.names, 1)]
+            for circuit, page in zip(self.circuits, beside, strict=True):
+                circuit.save_html(page)
+            graphs = (
+                replace(graph, href=quote(page.name))
+                for graph, page in zip(drawn.graphs, beside, strict=True)
+            )
+            drawn = replace(drawn, graphs=tuple(graphs))
+        files.write_text(path, render(drawn))
+
+    def save_svg(self, path: str | os.PathLike[str]) -> None:
+        """Write lanes and overlap as one still picture, for documents.
+
+        Raises OutputError: it could not be written; an older file is untouched.
+        """
+        from circuit_tracer.view.still import svg
+
+        files.write_text(path, svg(self.drawing()))
+
+    def show(self, height: int = 720) -> Shown:
+        """The interactive page, in a notebook: about two megabytes of it are then saved there.
+
+        Args:
+            height: of its frame, in pixels.
+        """
+        from circuit_tracer.view.comparison import render
+        from circuit_tracer.view.notebook import Shown
+
+        return Shown(lambda: render(self.drawing()), " / ".join(self.names), height)
+
+    def _repr_mimebundle_(self, **wanted: Any) -> dict[str, Any]:
+        """What a notebook shows: the summary, and how many features each class has."""
+        from circuit_tracer.view.notebook import table_bundle
+
+        head = ["features", "number", *(f"influence in {name}" for name in self.names)]
+        rows = [
+            [name, f"{found.count:,}", *(f"{100 * x:.1f} %" for x in found.influence.values())]
+            for name, found in self.classes.items()
+        ]
+        note = "<code>comparison.show()</code> opens the interactive page here."
+        said = [self.summary(), *self.notices]
+        return table_bundle(" / ".join(self.names), said, [head, *rows], note, repr(self))
 
     def _sorted_out(self) -> dict[str, Sequence[SharedFeature]]:
         alone = {f"only {name}": self.only(name) for name in self.names}
@@ -276,6 +343,12 @@ class Comparison:
     def _check(self, name: str) -> None:
         if name not in self.names:
             raise InputError(f"there is no graph {name!r} here; names are {', '.join(self.names)}")
+
+
+def _beside(path: Path, number: int, name: str) -> Path:
+    """Where the page of a graph goes."""
+    slug = re.sub(r"[^\w-]+", "-", name).strip("-")[:40]
+    return path.with_name(f"{path.stem}-{number}{'-' if slug else ''}{slug}.html")
 
 
 def key_in(feature: SharedFeature, name: str) -> Key:

@@ -13,6 +13,7 @@ from circuit_tracer.view.compared import (
     ComparedEdge,
     ComparedFeature,
     ComparedGraph,
+    ComparedRole,
     ComparisonDrawing,
     LayerOverlaps,
 )
@@ -55,6 +56,7 @@ def drawing(comparison: Comparison) -> ComparisonDrawing:
             ComparedEdge(edge.source, edge.target, tuple(edge.shares.get(name) for name in names))
             for edge in comparison.edges
         ),
+        roles=_roles(comparison),
         summary=comparison.summary(),
         about=about,
         notices=comparison.notices,
@@ -85,8 +87,21 @@ def _feature(comparison: Comparison, feature: SharedFeature) -> ComparedFeature:
         promoted=note.promoted,
         suppressed=note.suppressed,
         spread=means,
-        verdict="" if spread is None else spread.verdict,
+        verdict="" if spread is None else spread.said,
         apart=comparison.match != "id",
+    )
+
+
+def _roles(comparison: Comparison) -> tuple[ComparedRole, ...]:
+    names, place = comparison.names, comparison.rows
+    return tuple(
+        ComparedRole(
+            tuple(
+                place[name, role.members[name]] if name in role.members else None for name in names
+            ),
+            role.similarity,
+        )
+        for role in comparison.roles
     )
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from math import prod
 
@@ -34,6 +35,8 @@ from circuit_tracer.errors import InputError
 from circuit_tracer.shapes import Float, Int, Tensor
 
 Measure = Callable[[Tensor], Tensor]
+Estimates = list[Estimate | None]
+Yardstick = Callable[[tuple[str, ...], Sequence[float]], list["Baseline | None"]]
 STRIP = 500
 FEW_FEATURES, FEW_ROWS = 5, 10
 
@@ -124,6 +127,7 @@ def measure(
     sizes: Sequence[int] | None,
     corpus: Activity | None = None,
     traced: Activity | None = None,
+    yardstick: Yardstick | None = None,
 ) -> Overlap:
     """Overlaps of texts whose features are matched.
 
@@ -136,6 +140,7 @@ def measure(
         corpus: what fires on unrelated texts; its languages are among the names, others have no
             baseline.
         traced: the same with influence in place of activations, of fewer rows.
+        yardstick: says the baselines of some texts in place of `corpus`.
     """
     order = sorted(range(len(names)), key=lambda k: names[k])
     weights, active, names = weights[:, order], active[:, order] > 0, [names[k] for k in order]
@@ -151,7 +156,7 @@ def measure(
             here, heavy = active[mine][:, chosen], weights[mine][:, chosen]
             rows.append((here, heavy))
             ious.append(float(_iou(here.T[None])))
-        bases = _baselines(said, ious, corpus, traced)
+        bases = (yardstick or partial(_baselines, corpus=corpus, traced=traced))(said, ious)
         parts = tuple(
             _layer(layer, said, *rows[layer], None if sizes is None else sizes[layer], base)
             for layer, base in enumerate(bases)
@@ -191,16 +196,36 @@ def _layer(
 
 
 def _baselines(
-    names: tuple[str, ...], ious: list[float], corpus: Activity | None, traced: Activity | None
+    names: tuple[str, ...],
+    ious: Sequence[float],
+    corpus: Activity | None,
+    traced: Activity | None,
 ) -> list[Baseline | None]:
     """By layer; None throughout where the corpus lacks a language."""
     if corpus is None or not set(names) <= set(corpus.corpus.languages):
         return [None] * len(ious)
     unrelated, same, values = _corpus_means(names, corpus, _iou)
-    nothing: list[Estimate | None] = [None] * len(ious)
+    nothing: Estimates = [None] * len(ious)
     light = nothing, nothing
     if traced is not None:
         light = _corpus_means(names, traced, _weighted)[:2]
+    return placed(ious, unrelated, same, values, light)
+
+
+def placed(
+    ious: Sequence[float],
+    unrelated: Estimates,
+    same: Estimates,
+    values: Float[Tensor, "combination layer"],
+    light: tuple[Estimates, Estimates],
+) -> list[Baseline | None]:
+    """Baselines by layer, with the place of each overlap among those of unrelated texts.
+
+    Args:
+        unrelated, same: of the iou.
+        values: of the unrelated combinations.
+        light: the two of the weighted overlap.
+    """
     found: list[Baseline | None] = []
     for layer, iou in enumerate(ious):
         one, other = unrelated[layer], same[layer]
@@ -216,7 +241,7 @@ def _baselines(
 
 def _corpus_means(
     names: tuple[str, ...], corpus: Activity, measure: Measure
-) -> tuple[list[Estimate | None], list[Estimate | None], Float[Tensor, "combination layer"]]:
+) -> tuple[Estimates, Estimates, Float[Tensor, "combination layer"]]:
     """(unrelated, same) by layer, and the values of the unrelated combinations."""
     rows = len(corpus.corpus)
     languages = [corpus.corpus.languages.index(name) for name in names]

@@ -17,23 +17,20 @@ import random
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import fsum
-from typing import Any
 
-import torch
-
-from circuit_tracer.changes import Change, Clamp, Scale
 from circuit_tracer.comparing.activity import Activity
+from circuit_tracer.comparing.alignment import alignment
 from circuit_tracer.comparing.profile import Key, Profile
 from circuit_tracer.errors import InputError
+from circuit_tracer.forward import Forward
+from circuit_tracer.graft import Exchange, Place, outcomes
 from circuit_tracer.graph import Graph
 from circuit_tracer.prune import NODES
 from circuit_tracer.replacement import ReplacementModel
+from circuit_tracer.shapes import Float, Tensor
 from circuit_tracer.targets import answer_tokens
 
 STRENGTHS = (1.0, 1.5, 2.0, 3.0, 6.0)
-
-Place = tuple[int, int, int]
-"""(layer, position, id)"""
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class Trial:
     """One strength and end layer.
 
     Attributes:
-        strength, end: MLP outputs of layers 0 to `end` are held.
+        strength, end: MLP outputs of layers 0 to `end` are held; None where nothing is.
         top: the likeliest token afterwards.
         probability: of the token wanted.
         success: whether that token is the likeliest.
@@ -49,7 +46,7 @@ class Trial:
     """
 
     strength: float
-    end: int
+    end: int | None
     top: str
     probability: float
     success: bool
@@ -68,6 +65,7 @@ class Swap:
         before: its probability in the receiver when nothing is changed.
         taken, put: how many features at a position are taken out and put in.
         lost: donor features at positions that have no counterpart in the receiver.
+        own, foreign: (layer, id) of what is taken and put, the most influential first.
         influence, null_influence: influence of all that is taken and put, and of the null's, each
             summed as shares of their prompts.
         trials: every strength with every end layer.
@@ -80,6 +78,8 @@ class Swap:
     taken: int
     put: int
     lost: int
+    own: tuple[Key, ...]
+    foreign: tuple[Key, ...]
     influence: float
     null_influence: float
     trials: tuple[Trial, ...]
@@ -88,13 +88,13 @@ class Swap:
 def swap(
     receiver: Graph,
     donor: Graph,
-    wanted: str,
+    wanted: str | int,
     model: ReplacementModel,
     among: Collection[Key] | None = None,
     places: Mapping[int, int] | None = None,
     contrasts: tuple[Graph, Graph] | None = None,
     strengths: Sequence[float] = STRENGTHS,
-    ends: Sequence[int] | None = None,
+    ends: Sequence[int | None] | None = None,
     nodes: float = NODES,
     seed: int = 0,
 ) -> Swap:
@@ -102,14 +102,15 @@ def swap(
 
     Args:
         receiver, donor: graphs of two prompts, traced with `model`.
-        wanted: the answer that shows success; its first token counts.
+        wanted: the answer that shows success, of which the first token counts, or a token id.
         among: only these (layer, id), such as `language_features`; None for all.
         places: donor position → receiver position; None aligns equal beginnings and ends, and what
             is between from its end.
         contrasts: graphs that say what is the receiver's own, and what the donor's: what is not
             active there. None takes the donor for the receiver, and the receiver for the donor.
             To put an operand from one language into another, each language's other operand.
-        ends: last held layers; None for every layer from the first that is changed.
+        ends: last held layers, None among them for recomputing everything; None for every layer
+            from the first that is changed.
         nodes: share of the influence that the circuits hold.
         seed: of the null's draw.
 
@@ -120,42 +121,68 @@ def swap(
     sides = [Profile.of("receiver", receiver, nodes), Profile.of("donor", donor, nodes)]
     others = [Profile.of("contrast", graph, nodes) for graph in contrasts or (donor, receiver)]
     chosen = [_alone(one, other, among) for one, other in zip(sides, others, strict=True)]
-    taken, put = _at(sides[0], chosen[0]), _at(sides[1], chosen[1])
-    moved = {
-        (layer, places[at], one): value for (layer, at, one), value in put.items() if at in places
-    }
-    if not taken and not moved:
+    made = _exchange(sides, chosen, places)
+    if not made.taken and not made.put:
         raise InputError("there is nothing to swap: neither prompt has features of its own there")
-    held = sum(_influence(side, keys) for side, keys in zip(sides, chosen, strict=True))
     null = [_drawn(side, keys, seed) for side, keys in zip(sides, chosen, strict=True)]
-    null_held = sum(_influence(side, keys) for side, keys in zip(sides, null, strict=True))
-    null_put = {
-        (layer, places[at], one): value
-        for (layer, at, one), value in _at(sides[1], null[1]).items()
-        if at in places
-    }
-    plans = [(taken, moved), (_at(sides[0], null[0]), null_put)]
-    token = answer_tokens(model, receiver.provenance.prompt, wanted)[0]
-    first = min(layer for layer, _, _ in (*taken, *moved))
-    last = receiver.index.n_layers - 1
-    trials: list[Trial] = []
-    for end in range(first, last + 1) if ends is None else ends:
-        if not 0 <= end <= last:
-            raise InputError(f"there is no end layer {end}; layers are 0 to {last}")
-        trials += _trials(model, receiver, plans, token, strengths, end)
-    clean = model.run(list(receiver.token_ids)).logits[-1].double().softmax(-1)
+    exchanges = made, _exchange(sides, null, places)
+    token = wanted if isinstance(wanted, int) else _first(model, receiver, wanted)
+    if ends is None:
+        ends = range(min(at[0] for at in (*made.taken, *made.put)), receiver.index.n_layers)
+    clean = model.run(list(receiver.token_ids))
+    trials = [
+        trial for end in ends for trial in _trials(model, clean, exchanges, token, strengths, end)
+    ]
     return Swap(
-        receiver.provenance.prompt,
-        donor.provenance.prompt,
-        model.token_text(token),
-        float(clean[token]),
-        len(taken),
-        len(moved),
-        len(put) - len(moved),
-        held,
-        null_held,
-        tuple(trials),
+        receiver=receiver.provenance.prompt,
+        donor=donor.provenance.prompt,
+        wanted=model.token_text(token),
+        before=float(clean.logits[-1].double().softmax(-1)[token]),
+        taken=len(made.taken),
+        put=len(made.put),
+        lost=len(_at(sides[1], chosen[1])) - len(made.put),
+        own=tuple(chosen[0]),
+        foreign=tuple(chosen[1]),
+        influence=fsum(map(_influence, sides, chosen)),
+        null_influence=fsum(map(_influence, sides, null)),
+        trials=tuple(trials),
     )
+
+
+def _exchange(
+    sides: Sequence[Profile], keys: Sequence[Sequence[Key]], places: Mapping[int, int]
+) -> Exchange:
+    """Features of the receiver out, and those of the donor in, where they have a place."""
+    put = _at(sides[1], keys[1]).items()
+    moved = {(layer, places[at], one): value for (layer, at, one), value in put if at in places}
+    return Exchange(_at(sides[0], keys[0]), moved)
+
+
+def _trials(
+    model: ReplacementModel,
+    clean: Forward,
+    exchanges: tuple[Exchange, Exchange],
+    token: int,
+    strengths: Sequence[float],
+    end: int | None,
+) -> list[Trial]:
+    """All strengths at one end layer, each with its null, as one batch."""
+    batch = [one.changes(strength, last=end) for strength in strengths for one in exchanges]
+    found = [_read(model, logits, token) for logits in outcomes(model, clean, batch, end)]
+    pairs = zip(strengths, found[::2], found[1::2], strict=True)
+    return [Trial(float(strength), end, *one, *other) for strength, one, other in pairs]
+
+
+def _first(model: ReplacementModel, receiver: Graph, wanted: str) -> int:
+    return answer_tokens(model, receiver.provenance.prompt, wanted)[0]
+
+
+def _read(
+    model: ReplacementModel, logits: Float[Tensor, " vocabulary"], token: int
+) -> tuple[str, float, bool]:
+    """The likeliest token, the probability of the one wanted, and whether they are one."""
+    best = int(logits.argmax())
+    return model.token_text(best), float(logits.double().softmax(-1)[token]), best == token
 
 
 def language_features(activity: Activity, language: str, least: int = 3) -> set[Key]:
@@ -174,29 +201,11 @@ def language_features(activity: Activity, language: str, least: int = 3) -> set[
     return found
 
 
-def alignment(receiver: Sequence[int], donor: Sequence[int]) -> dict[int, int]:
-    """Donor position → receiver position, by token ids.
-
-    Equal beginnings and equal ends are aligned; what is between, from its end. The first position
-    is left out, as graphs leave it out.
-
-    >>> alignment([0, 7, 8, 5, 9], [0, 7, 6, 6, 5, 9])
-    {1: 1, 3: 2, 4: 3, 5: 4}
-    """
-    short = min(len(receiver), len(donor))
-    start = 0
-    while start < short and receiver[start] == donor[start]:
-        start += 1
-    found = {k: k for k in range(1, start)}
-    for back in range(1, short - start + 1):
-        found[len(donor) - back] = len(receiver) - back
-    return dict(sorted(found.items()))
-
-
 def _alone(one: Profile, other: Profile, among: Collection[Key] | None) -> list[Key]:
-    """Features in the circuit of one that are not active in the other."""
+    """Features in the circuit of one that are not active in the other, most influential first."""
     keys: list[Key] = [(layer, number) for layer, number in one.keys[one.kept].tolist()]
-    return [key for key in keys if key not in other.places and (among is None or key in among)]
+    good = [key for key in keys if key not in other.places and (among is None or key in among)]
+    return sorted(good, key=lambda key: (-float(one.influence[one.places[key]]), key))
 
 
 def _at(profile: Profile, keys: Sequence[Key]) -> dict[Place, float]:
@@ -221,37 +230,3 @@ def _drawn(profile: Profile, keys: Sequence[Key], seed: int) -> list[Key]:
         found.append(key)
         held += float(profile.influence[profile.places[key]])
     return found
-
-
-def _trials(
-    model: ReplacementModel,
-    receiver: Graph,
-    plans: Sequence[tuple[dict[Place, float], dict[Place, float]]],
-    token: int,
-    strengths: Sequence[float],
-    end: int,
-) -> list[Trial]:
-    """All strengths at one end layer, each with its null, as one batch."""
-    batch = [_changes(*plan, strength, end) for strength in strengths for plan in plans]
-    ids, layers = list(receiver.token_ids), range(end + 1)
-    run = [changes for changes in batch if changes]
-    made = iter(model.intervene_each(ids, run, "constrained", layers) if run else [])
-    clean = model.run(ids).logits[-1] if len(run) < len(batch) else torch.empty(0)
-    found = []
-    for changes in batch:
-        logits = next(made).logits_after[-1] if changes else clean
-        best, shares = int(logits.argmax()), logits.double().softmax(-1)
-        found.append((model.token_text(best), float(shares[token]), best == token))
-    return [
-        Trial(strength, end, *found[2 * k], *found[2 * k + 1])
-        for k, strength in enumerate(strengths)
-    ]
-
-
-def _changes(
-    taken: dict[Place, float], put: dict[Place, float], strength: float, end: int
-) -> dict[Any, Change]:
-    """Of the layers up to the end; where a place is both taken and put, what is put counts."""
-    changes: dict[Any, Change] = {place: Scale(1 - strength) for place in taken}
-    changes |= {place: Clamp(strength * value) for place, value in put.items()}
-    return {place: change for place, change in changes.items() if place[0] <= end}

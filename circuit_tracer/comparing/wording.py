@@ -84,11 +84,14 @@ def _peak(pair: SetOverlap, layer: LayerOverlap) -> str:
     return f"{percent(layer.iou)} ({'–'.join(pair.names)}, layer {layer.layer}; unrelated {said})"
 
 
-def notices(overlap: Overlap, absent: list[str], corpus_given: bool) -> tuple[str, ...]:
+def notices(
+    overlap: Overlap, absent: list[str], corpus_given: bool, one_prompt: bool
+) -> tuple[str, ...]:
     """What to keep in mind.
 
     Args:
         absent: names without a column in the corpus.
+        one_prompt: all graphs are of the same words.
     """
     said = []
     if not corpus_given:
@@ -108,8 +111,9 @@ def notices(overlap: Overlap, absent: list[str], corpus_given: bool) -> tuple[st
         said.append(
             f"Too few features are active to conclude anything in layer {', '.join(map(str, few))}."
         )
-    said.append(
-        "One prompt a side: differences may be of these words and not of their languages. Rows of "
-        "the corpus are where languages are compared."
-    )
+    if not one_prompt:
+        said.append(
+            "One prompt a side: differences may be of these words and not of their languages. Rows "
+            "of the corpus are where languages are compared."
+        )
     return tuple(said)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,6 +44,7 @@ def build(
     top: int = 8,
     sample: int = 24,
     detail: Detail | None = None,
+    layers: Collection[int] | None = None,
     total: int | None = None,
     progress: Progress | None = None,
 ) -> None:
@@ -59,6 +60,8 @@ def build(
         top, sample: examples of a feature that are looked at: the strongest pieces of text, and
             places drawn evenly among all where it fires.
         detail: how much of it is written down.
+        layers: whose features are described; all where left out. Stores of other layers, built
+            of the same texts, are joined by `join`.
         total: how many texts there are, for progress.
         progress: called with (share done, message).
 
@@ -66,7 +69,9 @@ def build(
         InputError: no text; a part of another model or other texts at `path`.
     """
     detail = detail or Detail()  # say what is wrong with it before the long work
-    part = count(model, texts, _beside(path), top, sample, total=total, progress=progress)
+    part = count(
+        model, texts, _beside(path), top, sample, layers=layers, total=total, progress=progress
+    )
     describe(model, part, path, detail, _after(progress))
     part.path.unlink()
 
@@ -78,18 +83,23 @@ def count(
     top: int = 8,
     sample: int = 24,
     shard: tuple[int, int] = (0, 1),
+    layers: Collection[int] | None = None,
     total: int | None = None,
     progress: Progress | None = None,
 ) -> Part:
     """Count what fires in texts, or in one shard of them, into a part that can be merged.
 
+    This is what one of several workers does: it needs the model, the texts and a path of its own,
+    and `merge` needs only the files that the workers wrote.
+
     Args:
         shard: (k, n) takes documents k, k + n, k + 2n …
+        layers: whose features are described; all where left out.
 
     Raises:
         InputError: no text; a part of another model or other texts at `path`.
     """
-    settings = _settings(model, top, sample, shard)
+    settings = _settings(model, top, sample, shard, layers)
     part = _opened(Path(path), settings)
     counting = _Counting(model, part)
     clock = time.monotonic()
@@ -124,7 +134,7 @@ def merge(
         raise InputError("name the parts to merge")
     opened = [Part.open(Path(part)) for part in parts]
     first = opened[0].settings
-    _check(opened[0], _settings(model, first.top, first.sample, first.shard))
+    _check(opened[0], _settings(model, first.top, first.sample, first.shard, first.layers))
     beside = Path(path).with_name(f".{Path(path).name}.{secrets.token_hex(4)}.merging")
     try:
         describe(model, merged(beside, opened), path, detail or Detail(), progress)
@@ -154,7 +164,7 @@ class _Counting:
                 continue
             number = self.part.add_piece(ids.tolist(), document.language)
             self.part.positions[language] += counted
-            for layer, found in enumerate(firing(self.model, ids)):
+            for layer, found in enumerate(firing(self.model, ids, self.part.settings.read)):
                 found = found[~np.isin(found["position"], ignored)]
                 found["piece"] = number
                 self.entries[layer].append(found)
@@ -180,13 +190,19 @@ class _Counting:
         self.waiting = 0
 
 
-def _settings(model: ReplacementModel, top: int, sample: int, shard: tuple[int, int]) -> Settings:
-    layers = range(model.adapter.n_layers)
-    widths = tuple(len(model.transcoders.layer(layer).encoder) for layer in layers)
+def _settings(
+    model: ReplacementModel,
+    top: int,
+    sample: int,
+    shard: tuple[int, int],
+    layers: Collection[int] | None,
+) -> Settings:
+    every = range(model.adapter.n_layers)
+    widths = tuple(len(model.transcoders.layer(layer).encoder) for layer in every)
+    wanted = tuple(every if layers is None else sorted(set(layers)))
     transcoders = model.transcoders
-    return Settings(
-        model.adapter.name, transcoders.name, transcoders.kind, widths, top, sample, shard
-    )
+    names = model.adapter.name, transcoders.name, transcoders.kind
+    return Settings(*names, widths, wanted, top, sample, shard)
 
 
 def _opened(path: Path, settings: Settings) -> Part:

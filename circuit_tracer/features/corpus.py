@@ -3,15 +3,18 @@ time.
 
 A `.txt` file holds a document a line. `.tsv` and `.csv` files have a first line with names of
 columns: one called `text`, and one called `language` if there are several languages; a `.jsonl`
-file holds an object a line with the same names. A folder stands for all such files in it, sorted by
-name. Anything else is taken for the name of a dataset.
+file holds an object a line with the same names. Each may be compressed, with `.gz` after its name.
+A folder stands for all such files in it, sorted by name. Anything else is taken for the name of a
+dataset.
 """
 
 from __future__ import annotations
 
 import csv
+import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,15 +80,15 @@ def _paths(source: str) -> list[Path] | None:
     """The files of a source; None for a dataset."""
     path = Path(source).expanduser()
     if path.is_file():
-        if path.suffix not in SUFFIXES:
-            raise InputError(f"{path} should end in one of {', '.join(SUFFIXES)}")
+        if _form(path) not in SUFFIXES:
+            raise InputError(f"{path} should end in one of {', '.join(SUFFIXES)}, or these and .gz")
         return [path]
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES)
+        files = sorted(file for file in path.rglob("*") if _form(file) in SUFFIXES)
         if not files:
             raise InputError(f"{path} holds no files that end in {', '.join(SUFFIXES)}")
         return files
-    if path.suffix in SUFFIXES or path.is_absolute() or source.startswith("."):
+    if _form(path) in SUFFIXES or path.is_absolute() or source.startswith("."):
         raise InputError(f"there is no file or folder {source}")
     try:
         import datasets  # noqa: F401
@@ -97,17 +100,24 @@ def _paths(source: str) -> list[Path] | None:
     return None
 
 
+def _form(path: Path) -> str:
+    """How a file's name ends, apart from `.gz`."""
+    return path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+
+
 def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            if path.suffix == ".txt":
+        opened = gzip.open if path.suffix == ".gz" else open
+        with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
+            if _form(path) == ".txt":
                 yield from ({TEXT: line.rstrip("\r\n")} for line in file)
-            elif path.suffix == ".jsonl":
+            elif _form(path) == ".jsonl":
                 yield from _objects(path, file)
             else:
                 yield from _table(path, file)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot read {path}: {reason}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text: {error.reason}") from error
 
@@ -126,7 +136,7 @@ def _objects(path: Path, lines: Iterable[str]) -> Iterator[Mapping[str, Any]]:
 
 
 def _table(path: Path, lines: Iterable[str]) -> Iterator[Mapping[str, Any]]:
-    tabs = path.suffix == ".tsv"
+    tabs = _form(path) == ".tsv"
     rows = csv.DictReader(
         lines,
         delimiter="\t" if tabs else ",",

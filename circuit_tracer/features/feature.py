@@ -15,10 +15,13 @@ class Label:
     Attributes:
         text: the words; those made by machine from the feature's own figures begin with "~".
         source: "automatic", or who or what called it that.
+        score: how well a language model that knows only the label foretells where the feature
+            fires: a correlation, 1 at best (`explaining`). None where nobody measured it.
     """
 
     text: str
     source: str
+    score: float | None = None
 
     @property
     def automatic(self) -> bool:
@@ -118,6 +121,7 @@ class Feature:
         density: the same as a share.
         largest, mean: activation where it fires.
         groups: examples.
+        silent: texts in which the feature does not fire, for comparison.
         histogram: of its activations; bins are half an octave wide.
         raised, lowered: tokens, and by how much its writing raises or lowers them (`notes`).
         spread: over the languages of the corpus.
@@ -133,6 +137,7 @@ class Feature:
     largest: float | None
     mean: float | None
     groups: tuple[Group, ...] = ()
+    silent: tuple[Example, ...] = ()
     histogram: tuple[Bin, ...] = ()
     raised: Tokens = ()
     lowered: Tokens = ()

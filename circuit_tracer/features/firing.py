@@ -11,10 +11,16 @@ from circuit_tracer.replacement import ReplacementModel
 from circuit_tracer.shapes import Int, Tensor
 
 
-def firing(model: ReplacementModel, ids: Int[Tensor, " position"]) -> Iterator[Entries]:
-    """Layer by layer, all places where features fire; the piece of the entries is left 0."""
+def firing(
+    model: ReplacementModel, ids: Int[Tensor, " position"], layers: int | None = None
+) -> Iterator[Entries]:
+    """Layer by layer, all places where features fire; the piece of the entries is left 0.
+
+    Args:
+        layers: only so many, from the first on.
+    """
     forward = model.run(ids)
-    for layer, x in enumerate(forward.mlp_inputs):
+    for layer, x in enumerate(forward.mlp_inputs[:layers]):
         cells, values = model.transcoders.encode(layer, x)
         found = np.zeros(len(values), ENTRY)
         found["position"], found["feature"] = cells.cpu().numpy().T

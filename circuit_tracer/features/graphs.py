@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from circuit_tracer.bundled import features_file
 from circuit_tracer.errors import InputError
 from circuit_tracer.facts import FeatureNote
-from circuit_tracer.features.feature import Label
+from circuit_tracer.features.feature import MARK, Label
 from circuit_tracer.features.firing import firing
+from circuit_tracer.features.labels import Labels
+from circuit_tracer.features.panel import panel
 from circuit_tracer.features.store import Store
 from circuit_tracer.graph import Graph
 from circuit_tracer.replacement import ReplacementModel
@@ -41,17 +44,39 @@ class Ranked:
         return f"L{self.layer}#{self.id}"
 
 
-def annotate(graph: Graph, store: Store, automatic: bool = True) -> int:
-    """Put a store's labels into a graph's notes; how many features have one now.
+def annotate(
+    graph: Graph,
+    store: Store | None = None,
+    automatic: bool = True,
+    labels: Labels | None = None,
+) -> int:
+    """Give a graph what is known of its features; how many were named by the store.
 
-    Labels that are there already stay; those made by machine begin with "~".
+    Labels come into its notes, those made by machine with "~" before them; what people called a
+    feature before stays. Examples and figures are looked up when a page is made.
 
     Args:
-        automatic: also those made by machine.
+        store: from `open_store`; None for that of the bundled model, where the graph is of it.
+        automatic: also labels made by machine.
+        labels: from `labels.read`; these come before all others.
 
     Raises:
-        InputError: a store of other transcoders.
+        InputError: a store of other transcoders; none was given, and the graph is of another model.
+
+    Example:
+        >>> graph = ct.Graph.load("small.safetensors")
+        >>> annotate(graph)
+        >>> graph.prune().save_html("small.html")
     """
+    if store is None:
+        path = bundled_store(graph)
+        if path is None:
+            raise InputError(
+                f"the graph is of {graph.provenance.transcoders or 'unknown transcoders'}, and "
+                "only the bundled ones come with a store: open one with open_store(FILE)"
+            )
+        store = Store(path)
+    name(graph, labels or {})
     known, wanted = store.about.get("transcoders"), graph.provenance.transcoders
     if known and wanted and known != wanted:
         raise InputError(
@@ -61,21 +86,41 @@ def annotate(graph: Graph, store: Store, automatic: bool = True) -> int:
     named = 0
     for layer, feature in layers:
         note = graph.notes.get((layer, feature), FeatureNote())
-        label = None if note.label else store.label(layer, feature)
-        if label is not None and (automatic or not label.automatic):
+        if note.label and not note.label.startswith(MARK):
+            continue
+        label = store.label(layer, feature)
+        if label is not None and (automatic and not note.label or not label.automatic):
             graph.notes[layer, feature] = replace(note, label=label.text)
             named += 1
+    graph.lookups[:0] = [panel(store, labels)]
     return named
 
 
-def annotate_bundled(graph: Graph, model: ReplacementModel) -> None:
-    """Put the labels that ship with the bundled model into a graph of it; leave others alone."""
+def annotate_bundled(graph: Graph) -> None:
+    """Give a graph of the bundled model what ships with it; leave others alone."""
+    path = bundled_store(graph)
+    if path is not None and not graph.lookups:
+        store = Store(path)
+        annotate(graph, store)
+        store.close()
+
+
+def bundled_store(graph: Graph) -> Path | None:
+    """The store that ships with a graph's transcoders; None where none does."""
     for kind in ("plt", "clt"):
         path = features_file(kind)
-        if model.transcoders.name == f"bundled {kind}" and path.is_file():
-            store = Store(path)
-            annotate(graph, store)
-            store.close()
+        if graph.provenance.transcoders == f"bundled {kind}" and path.is_file():
+            return path
+    return None
+
+
+def name(graph: Graph, labels: Labels) -> int:
+    """Call features of a graph so, whatever they were called; how many of them it has."""
+    known = set(map(tuple, graph.index.features[:, [0, 2]].unique(dim=0).tolist()))
+    found = {key: label for key, label in labels.items() if key in known}
+    for key, label in found.items():
+        graph.notes[key] = replace(graph.notes.get(key, FeatureNote()), label=label.text)
+    return len(found)
 
 
 def top(store: Store, graph: Graph, most: int = 20) -> list[Ranked]:

@@ -22,14 +22,14 @@ from circuit_tracer.errors import InputError
 from circuit_tracer.features.corpus import Document
 from circuit_tracer.features.tally import ENTRY, Counts, Entries, Tally
 
-FORMAT, VERSION = "circuit-tracer features, a part", 1
+FORMAT, VERSION = "circuit-tracer features, a part", 2
 SCHEMA = """
     CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
     CREATE TABLE tally (layer INTEGER, name TEXT, data BLOB, PRIMARY KEY (layer, name))
         WITHOUT ROWID;
     CREATE TABLE piece (number INTEGER PRIMARY KEY, tokens TEXT, language TEXT);
 """
-ARRAYS = ("count", "whole", "fraction", "largest", "bins", "spoken", "strongest", "sampled")
+ARRAYS = ("count", "units", "fraction", "largest", "bins", "spoken", "strongest", "sampled")
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Settings:
     Attributes:
         model, transcoders, kind: names, "plt" or "clt".
         widths: features of each layer.
+        layers: those that are described; of the layers below them it is only counted how often
+            features fire, and nothing is known of those above.
         top, sample: examples kept of a feature: the strongest, and drawn evenly.
         shard: (k, n): documents k, k + n, k + 2n … of the corpus; (0, 1) for all.
     """
@@ -47,6 +49,7 @@ class Settings:
     transcoders: str
     kind: str
     widths: tuple[int, ...]
+    layers: tuple[int, ...]
     top: int = 8
     sample: int = 24
     shard: tuple[int, int] = (0, 1)
@@ -54,13 +57,24 @@ class Settings:
     def __post_init__(self) -> None:
         if self.top < 1 or self.sample < 1:
             raise InputError("keep at least one strongest and one drawn example of a feature")
+        known = range(len(self.widths))
+        if not self.layers or not set(self.layers) <= set(known):
+            raise InputError(
+                f"the layers to describe are some of 0 to {len(known) - 1}, not {self.layers}"
+            )
         if not 0 <= self.shard[0] < self.shard[1]:
             raise InputError(f"a shard is one of n, 0/n to (n-1)/n, not {self.shard}")
 
     @classmethod
     def from_plain(cls, values: dict) -> Settings:
         """From `dataclasses.asdict` after a journey through JSON."""
-        return cls(**{**values, "widths": tuple(values["widths"]), "shard": tuple(values["shard"])})
+        tuples = {name: tuple(values[name]) for name in ("widths", "layers", "shard")}
+        return cls(**{**values, **tuples})
+
+    @property
+    def read(self) -> int:
+        """How many layers are looked at, from the first on."""
+        return max(self.layers) + 1
 
     def apart(self) -> dict:
         """All that parts must share in order to merge."""
@@ -73,7 +87,7 @@ class Part:
 
     Attributes:
         path: its file.
-        tallies: by layer.
+        tallies: by layer, as far up as layers are described.
         languages: in the order they were met.
         positions: how many positions were counted, by language.
         done: documents that were counted.
@@ -93,7 +107,10 @@ class Part:
 
     def __post_init__(self) -> None:
         keep = self.settings.top, self.settings.sample
-        self.tallies = self.tallies or [Tally(width, *keep) for width in self.settings.widths]
+        self.tallies = self.tallies or [
+            Tally(self.settings.widths[layer], *keep, layer in self.settings.layers)
+            for layer in range(self.settings.read)
+        ]
 
     @classmethod
     def open(cls, path: Path) -> Part:
@@ -132,8 +149,7 @@ class Part:
 
     def add_piece(self, ids: list[int], language: str) -> int:
         """The number that names a piece of text; the piece is kept while an example needs it."""
-        whole = json.dumps([ids, language]).encode()
-        number = int.from_bytes(hashlib.blake2b(whole, digest_size=8).digest(), "big") >> 1
+        number = piece_number(ids, language)
         self._fresh[number] = ids, language
         return number
 
@@ -213,6 +229,12 @@ class Part:
             "merged": self.merged,
         }
         return [(name, json.dumps(value)) for name, value in plain.items()]
+
+
+def piece_number(ids: list[int], language: str) -> int:
+    """The number that names a piece of text, the same in every part and store."""
+    whole = json.dumps([ids, language]).encode()
+    return int.from_bytes(hashlib.blake2b(whole, digest_size=8).digest(), "big") >> 1
 
 
 def chained(digest: str, document: Document) -> str:

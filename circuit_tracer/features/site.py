@@ -25,21 +25,64 @@ Progress = Callable[[float, str], None]
 ROWS = 500
 """Features on one page of a list."""
 
-STYLE = """
-:root { color-scheme: light dark; --on: 224, 122, 31; --line: #8884; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; }
-nav, .dim { color: GrayText; } nav a { margin-right: 1rem; }
-h1 { font-size: 1.4rem; overflow-wrap: anywhere; } h2 { font-size: 1.05rem; margin-top: 1.6rem; }
+STYLE = (
+    """
+:root { color-scheme: light dark; --paper: #fbfbf9; --card: #fff; --ink: #1b1f24; --quiet: #57606a;
+  --line: #d9d9d3; --soft: #efefea; --link: #005a8f; --on: 233, 140, 60; --bar: #0072b2;
+  --down: #b1450a; }
+@media (prefers-color-scheme: dark) { :root { --paper: #14171a; --card: #1a1e22; --ink: #eceff2;
+  --quiet: #a2abb5; --line: #343a40; --soft: #262b30; --link: #7cc4f0; --on: 190, 88, 14;
+  --bar: #56b4e9; --down: #f08a3c; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink);
+  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", "Noto Sans", sans-serif; }
+a { color: var(--link); text-underline-offset: 2px; }
+.skip { position: absolute; left: -999px; } .skip:focus { left: 4px; top: 4px; }
+header { background: var(--card); border-bottom: 1px solid var(--line); }
+header nav { max-width: 76rem; margin: 0 auto; padding: .6rem 1rem; display: flex; flex-wrap: wrap;
+  gap: .4rem 1.2rem; align-items: center; }
+header form { margin-inline-start: auto; display: flex; gap: .4rem; }
+input, button { font: inherit; color: inherit; min-height: 2.1rem; padding: .1rem .7rem;
+  border: 1px solid var(--line); border-radius: 7px; background: var(--paper); }
+input { width: 13rem; max-width: 60vw; }
+main { max-width: 76rem; margin: 0 auto; padding: 1rem; }
+h1 { font-size: 1.45rem; line-height: 1.3; margin: .2rem 0 .5rem; overflow-wrap: anywhere; }
+h2 { font-size: 1rem; margin: 1.5rem 0 .4rem; } h2 span { font-weight: 400; }
+.dim, .note { color: var(--quiet); } .note { margin: 0; font-size: .9rem; }
+.id { color: var(--quiet); font-weight: 400; font-variant-numeric: tabular-nums; }
+.steps { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; font-size: .9rem; }
+dl { display: flex; flex-wrap: wrap; gap: .5rem 2rem; margin: .8rem 0; }
+dt { color: var(--quiet); font-size: .85rem; }
+dd { margin: 0; font-size: 1.15rem; font-variant-numeric: tabular-nums; }
+.two { display: grid; gap: 0 2.5rem; grid-template-columns: minmax(0, 1fr); }
+@media (min-width: 60rem) { .two { grid-template-columns: minmax(0, 1fr) 22rem; } }
 table { border-collapse: collapse; width: 100%; }
-td, th { padding: .2rem .6rem; text-align: start; }
+td, th { padding: .25rem .5rem; text-align: start; vertical-align: baseline; }
+td:first-child, th:first-child { padding-inline-start: 0; }
 tr { border-bottom: 1px solid var(--line); } td { overflow-wrap: anywhere; }
-td.n, th.n { text-align: end; white-space: nowrap; font-variant-numeric: tabular-nums; }
-p.example { margin: .3rem 0; padding: .3rem .6rem; border-inline-start: 3px solid var(--line);
-  white-space: pre-wrap; overflow-wrap: anywhere; }
-p.example b { text-decoration: underline; font-weight: 600; }
-a:focus-visible, input:focus-visible, button:focus-visible { outline: 3px solid Highlight; }
-meter { width: 12rem; }
-""" + "".join(f".a{k} {{ background: rgba(var(--on), {k / 12:.2f}); }}\n" for k in range(1, 10))
+.n { text-align: end; white-space: nowrap; font-variant-numeric: tabular-nums; }
+.l { white-space: nowrap; }
+.fill { width: 40%; }
+.row { display: flex; gap: .7rem; padding: .3rem 0; border-bottom: 1px solid var(--line); }
+.row > span { flex: 0 0 3.4rem; color: var(--quiet); font-size: .85rem; padding-top: .1rem;
+  text-align: end; font-variant-numeric: tabular-nums; }
+.row p { margin: 0; flex: 1; min-width: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
+.row b { font-weight: 650; box-shadow: 0 2px var(--down); }
+.layers { display: flex; flex-wrap: wrap; gap: .5rem; padding: 0; list-style: none; }
+.layers a { display: block; padding: .4rem .8rem; border: 1px solid var(--line);
+  border-radius: 8px; background: var(--card); text-decoration: none; }
+.bar { display: block; height: .6rem; border-radius: 2px; background: var(--bar); min-width: 2px; }
+.down { background: var(--down); }
+.bars { display: flex; align-items: flex-end; gap: 2px; height: 5rem;
+  border-bottom: 1px solid var(--quiet); }
+.bars i { flex: 1; background: var(--bar); min-height: 2px; border-radius: 2px 2px 0 0; }
+.ends { display: flex; justify-content: space-between; color: var(--quiet); font-size: .85rem; }
+:focus-visible { outline: 3px solid var(--link); outline-offset: 2px; }
+@media print { header, .steps { display: none; } }
+"""
+    + "".join(f".a{k} {{ background: rgba(var(--on), {k / 12:.2f}); }}\n" for k in range(1, 10))
+    + "".join(f".w{k} {{ width: {5 * k}%; }} .h{k} {{ height: {5 * k}%; }}\n" for k in range(21))
+)
 POLICY = (
     "default-src 'none'; base-uri 'none'; form-action 'self'; style-src 'sha256-"
     + base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
@@ -61,7 +104,8 @@ def page(store: Store, path: str, live: bool = False, query: str = "") -> str | 
     if live and path == "search.html":
         rows = store.search(query, 100) if query.strip() else []
         body = _table(rows, "") if rows else "<p>Nothing found.</p>"
-        return _document(store, f"Search: {query}", body, "", live)
+        title = f"Search: {query}"
+        return _document(store, title, _heading(title) + body, "", live)
     found = re.fullmatch(r"(\d{1,9})/(?:(\d{1,9})(\.list)?|index)\.html", path)
     if found is None:
         return None
@@ -111,7 +155,8 @@ def _document(store: Store, title: str, body: str, up: str, live: bool) -> str:
     name = _text(str(store.about.get("transcoders") or store.path.stem))
     form = (
         f'<form action="{up}search.html" role="search"><input type="search" name="q" '
-        'aria-label="Search features"> <button>Search</button></form>'
+        'aria-label="Search features" placeholder="a word" accesskey="s"> '
+        "<button>Search</button></form>"
         if live
         else ""
     )
@@ -121,17 +166,22 @@ def _document(store: Store, title: str, body: str, up: str, live: bool) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="referrer" content="no-referrer">'
         f"<title>{_text(title)}</title><style>{STYLE}</style></head><body>"
-        f'<nav aria-label="Site"><a href="{up}index.html">Features of {name}</a>'
-        f'<a href="{up}{_lucky(store, title)}">I’m feeling lucky</a>{form}</nav>'
-        f'<main><h1 dir="auto">{_text(title)}</h1>\n{body}</main></body></html>\n'
+        f'<a class="skip" href="#main">Skip to the page</a><header><nav aria-label="Site">'
+        f'<a href="{up}index.html">Features of {name}</a>'
+        f'<a href="{up}{_lucky(store, title)}" accesskey="l">I’m feeling lucky</a>{form}</nav>'
+        f'</header><main id="main">{body}</main></body></html>\n'
     )
+
+
+def _heading(title: str) -> str:
+    return f'<h1 dir="auto">{_text(title)}</h1>\n'
 
 
 def _front(store: Store) -> str:
     about = store.about
-    rows = "".join(
-        f'<tr><td><a href="{layer}/index.html">Layer {layer}</a></td>'
-        f'<td class="n">{store.width(layer):,}</td></tr>'
+    layers = "".join(
+        f'<li><a href="{layer}/index.html">Layer {layer}<br><span class="note">'
+        f"{store.width(layer):,} features</span></a></li>"
         for layer in store.layers
     )
     said = [
@@ -140,10 +190,12 @@ def _front(store: Store) -> str:
         f"{about['positions']:,} tokens" if "positions" in about else "",
         _text(f"model {about['model']}") if about.get("model") else "",
     ]
+    some = dict.fromkeys(store.lucky_key(seed) for seed in range(12)) if store.alive else {}
     return (
-        f"<p>{', '.join(part for part in said if part)}. Labels that begin with ~ were made by "
-        "machine, of what a feature fires at and what it raises.</p>"
-        f'<table><tr><th>Layer</th><th class="n">Features</th></tr>{rows}</table>'
+        f"{_heading('Features')}<p>{', '.join(part for part in said if part)}. Labels that begin "
+        "with ~ were made by machine, of what a feature fires at and what it raises.</p>"
+        f'<h2>Layers</h2><ul class="layers">{layers}</ul>'
+        f"<h2>Some features</h2>{_table([store.row(*key) for key in some], '')}"
     )
 
 
@@ -157,8 +209,10 @@ def _list(store: Store, layer: int, number: int, live: bool) -> str | None:
         for word, other in (("Before", number - 1), ("After", number + 1))
         if 0 <= other <= last
     ]
-    body = _table(rows, "../") + f'<nav aria-label="Pages">{" ".join(around)}</nav>'
-    return _document(store, f"Layer {layer}", body, "../", live)
+    pages = f'<nav class="steps" aria-label="Pages">{" ".join(around)}</nav>' if around else ""
+    title = f"Layer {layer}"
+    body = f"{_heading(title)}{pages}{_table(rows, '../')}"
+    return _document(store, title, body, "../", live)
 
 
 def _list_name(number: int) -> str:
@@ -167,7 +221,7 @@ def _list_name(number: int) -> str:
 
 def _table(rows: list[Row], up: str) -> str:
     cells = "".join(
-        f'<tr><td><a href="{up}{row.layer}/{row.id}.html">{row.layer}.{row.id}</a></td>'
+        f'<tr><td class="l"><a href="{up}{row.layer}/{row.id}.html">{row.layer}.{row.id}</a></td>'
         f'<td dir="auto">{_text(row.label.text)}</td><td class="n">{_percent(row.density)}</td>'
         f'<td class="n">{_number(row.largest)}</td></tr>'
         for row in rows
@@ -179,82 +233,135 @@ def _table(rows: list[Row], up: str) -> str:
 
 
 def _feature(store: Store, feature: Feature) -> str:
-    source = "made by machine" if feature.label.automatic else f"by {feature.label.source}"
-    figures = (
-        f'<p class="dim">Label {_text(source)}. Fires at {_percent(feature.density)} of tokens, '
-        f"mean {_number(feature.mean)}, largest {_number(feature.largest)}.</p>"
-    )
-    parts = [figures]
-    if feature.raised or feature.lowered:
-        parts.append("<h2>Outputs</h2>")
-        parts.append(_outputs("Raises", feature.raised) + _outputs("Lowers", feature.lowered))
-    if feature.spread.rates:
-        parts.append("<h2>Languages</h2>" + _languages(feature))
-    if feature.histogram:
-        parts.append("<h2>Activations</h2>" + _histogram(feature.histogram))
-    for title, kin in (("Fires with", feature.coactive), ("Similar writing", feature.similar)):
-        if kin:
-            parts.append(f"<h2>{title}</h2>" + _kin(store, kin))
     largest = feature.largest or 0.0
-    parts += [_group(group, largest) for group in feature.groups]
-    return "\n".join(parts)
+    groups = [_group(group, largest) for group in feature.groups]
+    if feature.silent:
+        groups.append('<h2>Silent <span class="dim">for comparison</span></h2>')
+        groups += [_example(example, largest) for example in feature.silent]
+    aside = [
+        _outputs("Raises", feature.raised, "bar"),
+        _outputs("Lowers", feature.lowered, "bar down"),
+        _histogram(feature.histogram),
+        _languages(feature),
+        _kin(store, "Fires with", "of the places where it fires", feature.coactive),
+        _kin(store, "Similar writing", "cosine of the decoders", feature.similar),
+    ]
+    main = "\n".join(groups) or "<p>It has no examples: it fires nowhere in the texts.</p>"
+    return (
+        f'<h1 dir="auto"><span class="id">{feature.layer}.{feature.id}</span> '
+        f"{_text(feature.label.text)}</h1>\n{_steps(store, feature)}{_figures(feature)}"
+        f'<div class="two"><section aria-label="Examples">{main}</section>'
+        f'<aside aria-label="Figures">{"".join(aside)}</aside></div>'
+    )
 
 
-def _outputs(name: str, tokens: Tokens) -> str:
-    said = ", ".join(f"“<bdi>{_text(token)}</bdi>”" for token, _ in tokens)
-    return f"<p>{name} {said}</p>" if tokens else ""
+def _steps(store: Store, feature: Feature) -> str:
+    """Links to the features before and after, and the layer."""
+    before, after = store.beside(feature.layer, feature.id)
+    links = [
+        f'<a rel="{word}" href="../{key[0]}/{key[1]}.html">{sign} {key[0]}.{key[1]}</a>'
+        for word, sign, key in (("prev", "←", before), ("next", "→", after))
+        if key is not None
+    ]
+    links.insert(1 if before else 0, f'<a href="index.html">Layer {feature.layer}</a>')
+    return f'<nav class="steps" aria-label="Beside it">{"".join(links)}</nav>'
+
+
+def _figures(feature: Feature) -> str:
+    label = feature.label
+    source = "made by machine" if label.automatic else f"by {label.source}"
+    figures = [("Fires at", f"{_percent(feature.density)} of tokens"),
+               ("Mean", _number(feature.mean)), ("Largest", _number(feature.largest))]  # fmt: skip
+    if label.score is not None:
+        figures.append(("Label’s score", f"{label.score:.2f}"))
+    cells = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in figures)
+    return f'<dl>{cells}</dl><p class="note">Label {_text(source)}.</p>'
+
+
+def _outputs(name: str, tokens: Tokens, look: str) -> str:
+    if not tokens:
+        return ""
+    most = max((abs(value) for _, value in tokens if value == value), default=0.0)
+    rows = "".join(
+        f"<tr><td><bdi>{_text(token.strip(' ') or token)}</bdi></td>{_bar(abs(value), most, look)}"
+        f'<td class="n">{_number(value)}</td></tr>'
+        for token, value in tokens
+    )
+    return f"<h2>{name}</h2><table>{rows}</table>"
+
+
+def _bar(value: float, most: float, look: str = "bar") -> str:
+    width = round(20 * value / most) if most > 0 and value == value else 0
+    return f'<td class="fill"><span class="{look} w{width}"></span></td>' if width else "<td></td>"
 
 
 def _languages(feature: Feature) -> str:
-    most = max(feature.spread.rates.values()) or 1.0
+    rates = feature.spread.rates
+    if not rates:
+        return ""
+    most = max(rates.values())
     rows = "".join(
-        f'<tr><td>{_text(name or "unknown")}</td><td><meter value="{rate / most:.3f}">'
-        f'{_percent(rate)}</meter></td><td class="n">{_percent(rate)}</td></tr>'
-        for name, rate in feature.spread.rates.items()
+        f"<tr><td>{_text(name or 'unknown')}</td>{_bar(rate, most)}"
+        f'<td class="n">{_percent(rate)}</td></tr>'
+        for name, rate in rates.items()
     )
-    return f'<table><tr><th>Language</th><th></th><th class="n">Fires at</th></tr>{rows}</table>'
+    even = feature.spread.evenness
+    said = f' <span class="dim">evenness {even:.2f}</span>' if even == even else ""
+    return f"<h2>Languages{said}</h2><table>{rows}</table>"
 
 
 def _histogram(bins: tuple[Bin, ...]) -> str:
-    most = max(1, *(bar.count for bar in bins))
-    rows = "".join(
-        f"<tr><td>{_number(bar.low)} to {_number(bar.high)}</td>"
-        f'<td><meter value="{bar.count / most:.3f}">{bar.count}</meter></td>'
-        f'<td class="n">{bar.count:,}</td></tr>'
+    if not bins:
+        return ""
+    most = max(bar.count for bar in bins)
+    bars = "".join(
+        f'<i class="h{max(1, round(20 * bar.count / most))}" '
+        f'title="{_number(bar.low)} to {_number(bar.high)}: {bar.count:,}"></i>'
         for bar in bins
     )
-    return f'<table><tr><th>Activation</th><th></th><th class="n">Places</th></tr>{rows}</table>'
+    said = ", ".join(f"{bar.count:,} from {_number(bar.low)}" for bar in bins)
+    return (
+        f'<h2>Activations</h2><div class="bars" role="img" aria-label="Places: {said}">'
+        f'{bars}</div><div class="ends"><span>{_number(bins[0].low)}</span>'
+        f"<span>{_number(bins[-1].high)}</span></div>"
+    )
 
 
-def _kin(store: Store, kin: tuple[Kin, ...]) -> str:
+def _kin(store: Store, title: str, share: str, kin: tuple[Kin, ...]) -> str:
+    if not kin:
+        return ""
     rows = []
     for one in kin:
         label = store.label(one.layer, one.feature)
+        name = f"{one.layer}.{one.feature}"
+        link = f'<a href="../{one.layer}/{one.feature}.html">{name}</a>' if label else name
         rows.append(
-            f'<tr><td><a href="../{one.layer}/{one.feature}.html">{one.layer}.{one.feature}</a>'
-            f'</td><td dir="auto">{_text(label.text if label else "")}</td>'
+            f'<tr><td class="l">{link}</td><td dir="auto">{_text(label.text if label else "")}</td>'
             f'<td class="n">{one.share:.2f}</td></tr>'
         )
-    return f"<table>{''.join(rows)}</table>"
+    head = f'<h2>{title} <span class="dim">{share}</span></h2>'
+    return f"{head}<table>{''.join(rows)}</table>"
 
 
 def _group(group: Group, largest: float) -> str:
     examples = "\n".join(_example(example, largest) for example in group.examples)
-    ends = f"{_number(group.low)} to {_number(group.high)}"
-    return f'<h2>{_text(group.name)} <span class="dim">{ends}</span></h2>\n{examples}'
+    return f"<h2>{_text(group.name)}</h2>\n{examples}"
 
 
 def _example(example: Example, largest: float) -> str:
     parts = []
+    fires = example.activations[example.position] > 0
     for place, (token, value) in enumerate(zip(example.tokens, example.activations, strict=True)):
         text = _text(token)
-        if place == example.position:
+        if fires and place == example.position:
             text = f"<b>{text}</b>"
         shade = min(9, max(1, round(9 * value / largest))) if value > 0 and largest > 0 else 0
         title = f' title="{_number(value)}"' if shade else ""
         parts.append(f'<span class="a{shade}"{title}>{text}</span>' if shade else text)
     language = f' lang="{_text(example.language)}"' if example.language else ""
-    return f'<p class="example" dir="auto"{language}>{"".join(parts)}</p>'
+    value = _number(example.activations[example.position]) if fires else ""
+    text = "".join(parts)
+    return f'<div class="row"><span>{value}</span><p dir="auto"{language}>{text}</p></div>'
 
 
 def _lucky(store: Store, title: str) -> str:

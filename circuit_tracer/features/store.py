@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import random
 import sqlite3
@@ -25,13 +24,16 @@ from circuit_tracer.features.feature import (
     Spread,
     Tokens,
 )
-from circuit_tracer.features.file import Reading
+from circuit_tracer.features.file import Reading, key_of, numbers_in, of_key
 from circuit_tracer.features.tally import bin_edges
 
 BEFORE, AFTER = 24, 8
 """Tokens of an example that are shown around the one it was chosen for."""
 
-COLUMNS = "layer, id, count, largest, mean, fires, says"
+COLUMNS = "key, count, largest, mean, words"
+
+TRIES = 64
+"""Draws until one finds a feature that fires, before the next that does is taken."""
 
 
 @dataclass(frozen=True)
@@ -65,16 +67,17 @@ class Store:
 
     def _open(self) -> None:
         self._reading = Reading(self.path)
-        self._reading.function("folded", 1, _folded)
         self.about: dict[str, Any] = self._reading.about
         self._given = self._labels()
-        self._firing: int | None = None
+        columns = "layer, features, first, last, firing"
+        found = self._reading.select(f"SELECT {columns} FROM layer ORDER BY layer")
+        self._layers = {layer: _Layer(*rest) for layer, *rest in found}
 
     def __repr__(self) -> str:
         return f"<{len(self):,} features of {self.about.get('transcoders')}>"
 
     def __len__(self) -> int:
-        return int(self._reading.select("SELECT COUNT(*) FROM feature")[0][0])
+        return sum(layer.features for layer in self._layers.values())
 
     def close(self) -> None:
         """Let the file go."""
@@ -83,19 +86,16 @@ class Store:
     @property
     def layers(self) -> tuple[int, ...]:
         """The layers it knows features of."""
-        rows = self._reading.select("SELECT DISTINCT layer FROM feature ORDER BY layer")
-        return tuple(layer for (layer,) in rows)
+        return tuple(self._layers)
 
     def width(self, layer: int) -> int:
         """How many features of a layer it knows."""
-        return int(
-            self._reading.select("SELECT COUNT(*) FROM feature WHERE layer = ?", (layer,))[0][0]
-        )
+        return self._layers[layer].features if layer in self._layers else 0
 
     def known(self, layer: int, feature: int) -> bool:
         """Whether it knows a feature."""
-        query = "SELECT 1 FROM feature WHERE layer = ? AND id = ?"
-        return bool(self._reading.select(query, (layer, feature)))
+        query = "SELECT 1 FROM feature WHERE key = ?"
+        return bool(self._reading.select(query, (key_of(layer, feature),)))
 
     def feature(self, layer: int, feature: int) -> Feature:
         """All that is known of a feature.
@@ -116,10 +116,11 @@ class Store:
             return replace(understood(layer, feature, detail["reference"]), label=row.label)
         return Feature(
             **{name: getattr(row, name) for name in row.__dataclass_fields__},
-            groups=tuple(self._group(*group) for group in detail["examples"]),
-            histogram=tuple(Bin(*bin_edges(place), n) for place, n in detail["bins"]),
-            raised=_tokens(detail["raised"]),
-            lowered=_tokens(detail["lowered"]),
+            groups=tuple(self._group(detail, *group) for group in detail["groups"]),
+            silent=tuple(self._silent(detail, place) for place in detail["silent"]),
+            histogram=_histogram(*detail["bins"]),
+            raised=_tokens(detail["raised"], detail["raised_by"]),
+            lowered=_tokens(detail["lowered"], detail["lowered_by"]),
             spread=self._spread(detail["spoken"]),
             coactive=tuple(Kin(a, b, both / drawn) for a, b, both, drawn in detail["coactive"]),
             similar=tuple(Kin(*kin) for kin in detail["similar"]),
@@ -136,36 +137,61 @@ class Store:
 
     def rows(self, layer: int | None = None, start: int = 0, most: int = 100) -> list[Row]:
         """Features in order, of a layer or all, `most` from the `start`-th on."""
-        where = "" if layer is None else "WHERE layer = ?"
-        query = f"SELECT {COLUMNS} FROM feature {where} ORDER BY layer, id LIMIT ? OFFSET ?"
-        values = [] if layer is None else [layer]
-        return [self._made(row) for row in self._reading.select(query, [*values, most, start])]
+        out: list[Row] = []
+        for one, size in self._layers.items():
+            if layer is not None and one != layer:
+                continue
+            if start < size.features:
+                query = (
+                    f"SELECT {COLUMNS} FROM feature WHERE key BETWEEN ? AND ? ORDER BY key "
+                    "LIMIT ? OFFSET ?"
+                )
+                ends = key_of(one, 0), key_of(one + 1, 0) - 1
+                found = self._reading.select(query, (*ends, most - len(out), start))
+                out += map(self._made, found)
+            start = max(0, start - size.features)
+            if len(out) >= most:
+                break
+        return out
 
     def search(self, text: str, most: int = 20) -> list[Row]:
         """Features by a word of their label, that they fire at, or that they raise.
 
-        Labels that people gave come first, then what features fire at, whole words before parts of
+        Labels that were given come first, then what features fire at, whole words before parts of
         words; within these, those that fire most often.
 
         Raises:
             InputError: nothing to look for.
         """
-        wanted = _folded(text).strip()
+        wanted = text.casefold().strip()
         if not wanted:
             raise InputError("say what to look for, e.g. search capital")
-        given = [key for key, label in self._given.items() if wanted in _folded(label.text)]
-        found = [self._row(*key) for key in sorted(given) if self.known(*key)]
-        whole = json.dumps(wanted, ensure_ascii=False)
-        part = whole[1:-1]
-        rows = self._reading.select(
-            f"SELECT {COLUMNS} FROM feature WHERE instr(folded(fires || says), ?) ORDER BY "
-            "instr(folded(fires), ?) = 0, instr(folded(says), ?) = 0, "
-            "instr(folded(fires), ?) = 0, count DESC, layer, id LIMIT ?",
-            (part, whole, whole, part, most + len(found)),
-        )
-        more = [self._made(row) for row in rows]
-        keys = {(row.layer, row.id) for row in found}
-        return [*found, *(row for row in more if (row.layer, row.id) not in keys)][:most]
+        given = [key for key, label in self._given.items() if wanted in label.text.casefold()]
+        found = {key: self._row(*key) for key in sorted(given)[:most] if self.known(*key)}
+        for kind, whole in (("fires", True), ("says", True), ("fires", False), ("says", False)):
+            if len(found) >= most:
+                break
+            for row in self._under(kind, wanted, whole, most + len(found)):
+                found.setdefault((row.layer, row.id), row)
+        return list(found.values())[:most]
+
+    def _under(self, kind: str, wanted: str, whole: bool, most: int) -> list[Row]:
+        """The features that fire most often of those under a word, or under words with it."""
+        where = "folded = ?" if whole else "instr(folded, ?)"
+        query = f"SELECT {kind} FROM word WHERE {where} AND length({kind}) ORDER BY number"
+        keys: set[int] = set()
+        for (packed,) in self._reading.select(query, (wanted,)):
+            parts = numbers_in(packed, 2 * most)
+            keys.update(map(key_of, parts[::2], parts[1::2]))
+        rows: list[tuple] = []
+        ordered = sorted(keys)
+        for start in range(0, len(ordered), 500):
+            some = ordered[start : start + 500]
+            marks = ", ".join("?" * len(some))
+            query = f"SELECT {COLUMNS} FROM feature WHERE key IN ({marks})"
+            rows += self._reading.select(query, some)
+        rows.sort(key=lambda row: (-(row[1] or 0), row[0]))
+        return [self._made(row) for row in rows[:most]]
 
     def lucky(self, seed: int | None = None) -> Feature:
         """Some feature that fires; the same one for the same seed."""
@@ -173,14 +199,38 @@ class Store:
 
     def lucky_key(self, seed: int | None = None) -> tuple[int, int]:
         """(layer, id) of that feature."""
-        fires = "FROM feature WHERE count IS NULL OR count > 0"
-        if self._firing is None:
-            self._firing = int(self._reading.select(f"SELECT COUNT(*) {fires}")[0][0])
-        if not self._firing:
+        alive = {layer: size for layer, size in self._layers.items() if size.firing}
+        if not alive:
             raise InputError(f"no feature of {self.path} ever fires")
-        query = f"SELECT layer, id {fires} ORDER BY layer, id LIMIT 1 OFFSET ?"
-        place = random.Random(seed).randrange(self._firing)
-        return self._reading.select(query, (place,))[0]
+        draw = random.Random(seed)
+        weights = [size.features for size in alive.values()]
+        for _ in range(TRIES):
+            (layer,) = draw.choices(list(alive), weights)
+            one = draw.randint(alive[layer].first, alive[layer].last)
+            query = "SELECT count FROM feature WHERE key = ?"
+            if any(count != 0 for (count,) in self._reading.select(query, (key_of(layer, one),))):
+                return layer, one
+        query = "SELECT min(key) FROM feature WHERE key >= ? AND (count IS NULL OR count > 0)"
+        for start in (key_of(layer, one), 0):
+            ((found,),) = self._reading.select(query, (start,))
+            if found is not None:
+                return of_key(found)
+        raise InputError(f"no feature of {self.path} ever fires")
+
+    @property
+    def alive(self) -> bool:
+        """Whether any feature fires."""
+        return any(size.firing for size in self._layers.values())
+
+    def beside(
+        self, layer: int, feature: int
+    ) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
+        """(layer, id) of the features before and after one; None at the ends."""
+        here = key_of(layer, feature)
+        query = "SELECT {}(key) FROM feature WHERE key {} ?"
+        ends = query.format("max", "<"), query.format("min", ">")
+        before, after = (self._reading.select(one, (here,))[0][0] for one in ends)
+        return None if before is None else of_key(before), None if after is None else of_key(after)
 
     def similar(self, layer: int, feature: int) -> list[tuple[Row, float]]:
         """Features with the nearest decoders, and their cosines, nearest first."""
@@ -193,7 +243,7 @@ class Store:
 
     @property
     def given(self) -> Mapping[tuple[int, int], Label]:
-        """Labels that people gave, by (layer, id)."""
+        """Labels that people or a language model gave, by (layer, id)."""
         return dict(self._given)
 
     def set_labels(self, given: Mapping[tuple[int, int], Label | None]) -> None:
@@ -207,10 +257,10 @@ class Store:
             self._row(*key)
         try:
             with closing(sqlite3.connect(self.path)) as file, file:
-                for (layer, one), label in given.items():
-                    file.execute("DELETE FROM label WHERE layer = ? AND id = ?", (layer, one))
+                for place, label in given.items():
+                    file.execute("DELETE FROM label WHERE key = ?", (key_of(*place),))
                     if label is not None:
-                        row = (layer, one, label.text, label.source)
+                        row = (key_of(*place), label.text, label.source, label.score)
                         file.execute("INSERT INTO label VALUES (?, ?, ?, ?)", row)
         except sqlite3.Error as error:
             raise OutputError(f"cannot write {self.path}: {error}") from error
@@ -218,41 +268,57 @@ class Store:
         self._open()
 
     def _labels(self) -> labels.Labels:
-        rows = self._reading.select("SELECT layer, id, text, source FROM label")
-        return {(layer, one): Label(text, source) for layer, one, text, source in rows}
+        rows = self._reading.select("SELECT key, text, source, score FROM label ORDER BY key")
+        return {of_key(one): Label(text, source, score) for one, text, source, score in rows}
 
     def _row(self, layer: int, feature: int) -> Row:
-        query = f"SELECT {COLUMNS} FROM feature WHERE layer = ? AND id = ?"
-        rows = self._reading.select(query, (layer, feature))
+        query = f"SELECT {COLUMNS} FROM feature WHERE key = ?"
+        rows = self._reading.select(query, (key_of(layer, feature),))
         if not rows:
             raise InputError(self._missing(layer, feature))
         return self._made(rows[0])
 
     def _made(self, row: tuple) -> Row:
-        layer, one, count, largest, mean, fires, says = row
+        key, count, largest, mean, words = row
+        layer, one = of_key(key)
         label = self._given.get((layer, one))
         if label is None:
-            heard, said = json.loads(fires), json.loads(says)
+            heard, said = self._reading.words(words)
             early = layer < len(self.about.get("widths", ())) / 2  # what it raises says little
-            label = labels.automatic(heard, [] if early and heard else said, count)
+            label = labels.automatic(heard, () if early and heard else said, count)
         positions = self.about.get("positions")
         density = None if count is None or not positions else count / positions
         return Row(layer, one, label, count, density, largest, mean)
 
     def _missing(self, layer: int, feature: int) -> str:
-        ids = self._reading.select("SELECT id FROM feature WHERE layer = ?", (layer,))
-        if not ids:
+        size = self._layers.get(layer)
+        if size is None:
             known = ", ".join(map(str, self.layers)) or "none"
             return f"{self.path} has no features of layer {layer}; it has layers {known}"
-        near = difflib.get_close_matches(str(feature), [str(one) for (one,) in ids[:5000]], 3)
+        query = "SELECT key FROM feature WHERE key BETWEEN ? AND ? LIMIT 5000"
+        keys = self._reading.select(query, (key_of(layer, 0), key_of(layer + 1, 0) - 1))
+        ids = [str(of_key(key)[1]) for (key,) in keys]
+        near = difflib.get_close_matches(str(feature), ids, 3)
         nearest = f"; it has {', '.join(f'{layer}.{one}' for one in near)}" if near else ""
         return (
             f"{self.path} has no feature {feature} in layer {layer}, whose features are "
-            f"{ids[0][0]} to {ids[-1][0]}{nearest}"
+            f"{size.first} to {size.last}{nearest}"
         )
 
-    def _group(self, name: str, low: float, high: float, examples: list) -> Group:
-        return Group(name, low, high, tuple(self._example(*example) for example in examples))
+    def _group(self, detail: dict[str, Any], name: str, *places: int) -> Group:
+        """A group of examples; places are (number among the feature's pieces, position) in turn."""
+        examples = [
+            self._example(detail["pieces"][piece], position, detail["flat"][piece])
+            for piece, position in zip(places[::2], places[1::2], strict=True)
+        ]
+        ends = [example.activations[example.position] for example in examples]
+        return Group(name, min(ends), max(ends), tuple(examples))
+
+    def _silent(self, detail: dict[str, Any], place: int) -> Example:
+        """The middle of a text in which a feature does not fire."""
+        piece = detail["pieces"][place]
+        tokens, _ = self._reading.piece(piece)
+        return self._example(piece, len(tokens) // 2, detail["flat"][place])
 
     def _example(self, piece: int, position: int, flat: list[float]) -> Example:
         tokens, language = self._reading.piece(piece)
@@ -276,11 +342,21 @@ class Store:
         })  # fmt: skip
 
     def __iter__(self) -> Iterator[Row]:
-        query = f"SELECT {COLUMNS} FROM feature WHERE (layer, id) > (?, ?) "
-        last = -1, -1
-        while rows := self._reading.select(f"{query} ORDER BY layer, id LIMIT 1000", last):
+        query = f"SELECT {COLUMNS} FROM feature WHERE key > ? ORDER BY key LIMIT 1000"
+        last = -1
+        while rows := self._reading.select(query, (last,)):
             yield from map(self._made, rows)
-            last = rows[-1][:2]
+            last = rows[-1][0]
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """Of a layer: how many features the store knows, the first and last, and how many fire."""
+
+    features: int
+    first: int
+    last: int
+    firing: int
 
 
 def open_store(path: str | os.PathLike[str] = "plt") -> Store:
@@ -297,9 +373,9 @@ def open_store(path: str | os.PathLike[str] = "plt") -> Store:
     return Store(features_file(str(path)) if str(path) in ("plt", "clt") else path)
 
 
-def _tokens(pairs: list) -> Tokens:
-    return tuple((token, value) for token, value in pairs)
+def _tokens(tokens: list[str], values: list[float]) -> Tokens:
+    return tuple(zip(tokens, values, strict=True))
 
 
-def _folded(text: str) -> str:
-    return text.casefold()
+def _histogram(first: int = 0, *counts: int) -> tuple[Bin, ...]:
+    return tuple(Bin(*bin_edges(place), n) for place, n in enumerate(counts, first) if n)

@@ -40,13 +40,15 @@ class Tally:
     Args:
         features: how many features the layer has.
         top, sample: how many entries of each kind to keep of a feature.
+        whole: all is counted; if not, only at how many positions each feature fires.
     """
 
     features: int
     top: int
     sample: int
+    whole: bool = True
     count: Counts = field(init=False)
-    whole: Counts = field(init=False)
+    units: Counts = field(init=False)
     fraction: Counts = field(init=False)
     largest: NDArray[np.float64] = field(init=False)
     bins: Counts = field(init=False)
@@ -55,12 +57,13 @@ class Tally:
     sampled: Entries = field(init=False)
 
     def __post_init__(self) -> None:
+        rows = self.features if self.whole else 0
         self.count = np.zeros(self.features, np.int64)
-        self.whole = np.zeros(self.features, np.int64)
-        self.fraction = np.zeros(self.features, np.int64)
-        self.largest = np.full(self.features, -np.inf)
-        self.bins = np.zeros((self.features, BINS), np.int64)
-        self.spoken = np.zeros((self.features, 0), np.int64)
+        self.units = np.zeros(rows, np.int64)
+        self.fraction = np.zeros(rows, np.int64)
+        self.largest = np.full(rows, -np.inf)
+        self.bins = np.zeros((rows, BINS), np.int64)
+        self.spoken = np.zeros((rows, 0), np.int64)
         self.strongest = np.zeros(0, ENTRY)
         self.sampled = np.zeros(0, ENTRY)
 
@@ -73,8 +76,10 @@ class Tally:
         """
         feature, value = entries["feature"], entries["value"]
         np.add.at(self.count, feature, 1)
+        if not self.whole:
+            return
         units = np.floor(value)
-        np.add.at(self.whole, feature, units.astype(np.int64))
+        np.add.at(self.units, feature, units.astype(np.int64))
         np.add.at(self.fraction, feature, np.rint((value - units) * FRACTION).astype(np.int64))
         np.maximum.at(self.largest, feature, value)
         np.add.at(self.bins, (feature, bin_of(value)), 1)
@@ -87,7 +92,7 @@ class Tally:
         Args:
             columns: the place here of each language there.
         """
-        for name in ("count", "whole", "fraction", "bins"):
+        for name in ("count", "units", "fraction", "bins"):
             getattr(self, name).__iadd__(getattr(other, name))
         self.spoken[:, list(columns)] += other.spoken
         np.maximum(self.largest, other.largest, out=self.largest)
@@ -99,13 +104,13 @@ class Tally:
 
     def mean(self) -> NDArray[np.float64]:
         """(F,) mean over the positions where a feature fires; 0 where it never does."""
-        total = self.whole + self.fraction / FRACTION
+        total = self.units + self.fraction / FRACTION
         return np.divide(total, self.count, out=np.zeros(self.features), where=self.count > 0)
 
     def _keep(self, strong: Entries, random: Entries) -> None:
         self.strongest = strongest(np.concatenate([self.strongest, strong]), self.top)
         self.sampled = sampled(np.concatenate([self.sampled, random]), self.sample)
-        self.whole += self.fraction >> 40
+        self.units += self.fraction >> 40
         self.fraction &= (1 << 40) - 1
 
 

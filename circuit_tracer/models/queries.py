@@ -14,6 +14,7 @@ else gets an error and no numbers.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -58,25 +59,23 @@ class Comparison:
 
 
 def compare(
-    adapter: Adapter,
-    token_ids: Int[Tensor, " position"],
-    site: tuple[int, int],
+    seen: Seen,
+    head: int,
     positions: tuple[int, int],
     scales: Float[Tensor, " position"] | None,
 ) -> Comparison:
-    """What a head compares at (query, key). One forward pass.
+    """What one head of a layer compares at (query, key).
 
     Whoever puts the vectors together from these maps has them `check`ed.
 
     Args:
-        token_ids: (P,) the prompt.
-        site: (layer, head).
+        seen: the layer's attention, run on the prompt.
+        head: of grouped heads, the query head.
         positions: (query, key).
         scales: (P,) of the attention norm, as the pass to be explained had them; None without one.
     """
-    layer, head = site
-    seen = _Seen(adapter, layer)
-    compared, patterns = seen.watch(token_ids)
+    adapter, layer = seen.adapter, seen.layer
+    compared, patterns = seen.compared, seen.patterns
     key_head = head // (adapter.heads // adapter.kv_heads)
     sides = (
         (seen.query, head, compared.query[head], positions[0], 0),
@@ -98,32 +97,47 @@ def compare(
     return Comparison(readings[0], readings[1], compared.scaling, compared.softcap, pattern)
 
 
-class _Seen:
-    """What one attention module was given and computed."""
+class Seen:
+    """What the attention of one layer was given and computed in a prompt; `watch` makes it."""
+
+    compared: Compared
+    patterns: Float[Tensor, "head query key"]
 
     def __init__(self, adapter: Adapter, layer: int):
-        self.adapter, self.attention = adapter, adapter.blocks[layer].attention
+        self.adapter, self.layer = adapter, layer
+        self.attention = adapter.blocks[layer].attention
         self.query, self.key = adapter.query(layer), adapter.key(layer)
         self.outputs: dict[Any, Tensor] = {}
         self.rotary: tuple[Tensor, Tensor] | None = None
 
-    def watch(self, token_ids: Tensor) -> tuple[Compared, Tensor]:
-        """(what the heads compare, their patterns)."""
-        compared: dict[int, Compared] = {}
-        with ExitStack() as stack, torch.no_grad():
-            for module in {self.query.module, self.key.module}:
-                stack.callback(module.register_forward_hook(self._keep).remove)
-            before = self.attention.register_forward_pre_hook(self._positions, with_kwargs=True)
-            stack.callback(before.remove)
-            patterns = stack.enter_context(watched(self.adapter.model, compared))
-            self.adapter.model(input_ids=token_ids[None].to(self.adapter.device), use_cache=False)
-        return compared[id(self.attention)], patterns[id(self.attention)]
+    def listen(self, stack: ExitStack) -> None:
+        """Look on until the stack is closed."""
+        for module in {self.query.module, self.key.module}:
+            stack.callback(module.register_forward_hook(self._keep).remove)
+        before = self.attention.register_forward_pre_hook(self._positions, with_kwargs=True)
+        stack.callback(before.remove)
 
     def _keep(self, module: Any, _args: tuple, output: Tensor) -> None:
         self.outputs[module] = output[0]
 
     def _positions(self, _module: Any, _args: tuple, kwargs: dict) -> None:
         self.rotary = kwargs.get("position_embeddings")
+
+
+def watch(
+    adapter: Adapter, layers: Iterable[int], token_ids: Int[Tensor, " position"]
+) -> dict[int, Seen]:
+    """What the attention of some layers does in a prompt, by layer. One forward pass."""
+    seen = {layer: Seen(adapter, layer) for layer in layers}
+    compared: dict[int, Compared] = {}
+    with ExitStack() as stack, torch.no_grad():
+        for one in seen.values():
+            one.listen(stack)
+        patterns = stack.enter_context(watched(adapter.model, compared))
+        adapter.model(input_ids=token_ids[None].to(adapter.device), use_cache=False)
+    for one in seen.values():
+        one.compared, one.patterns = compared[id(one.attention)], patterns[id(one.attention)]
+    return seen
 
 
 def _normed(projection: Projection, head: int, raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,6 +18,7 @@ import torch
 from circuit_tracer.models.adapter import Adapter
 from circuit_tracer.shapes import Float, Tensor
 from circuit_tracer.train.corpus import Corpus
+from circuit_tracer.train.ranks import ALONE, Ranks
 from circuit_tracer.train.sites import Activations, activations
 from circuit_tracer.transcoders.base import ReadSite, WriteSite
 
@@ -95,12 +96,14 @@ class Stream:
         sizes: tokens in each block.
         block: gives a block's activations, (tokens, layers, d_model) each.
         size: tokens in a batch. A batch may reach over blocks and epochs.
+        ranks: the processes of the training; where they share out tokens, a batch is this one's.
     """
 
     sizes: tuple[int, ...]
     block: Callable[[int], Activations]
     size: int
     seed: int
+    ranks: Ranks = ALONE
     _open: int = -1
     _held: Activations | None = field(default=None, repr=False)
 
@@ -125,10 +128,17 @@ class Stream:
                     break
                 within -= self.sizes[number]
             rows = self._shuffled(epoch, number)[within : within + end - place]
+            mine = self._share(rows, place - step * self.size)
             inputs, outputs = self._of(number)
-            found.append((inputs[rows].transpose(0, 1), outputs[rows].transpose(0, 1)))
+            found.append((inputs[mine].transpose(0, 1), outputs[mine].transpose(0, 1)))
             place += len(rows)
         return torch.cat([x for x, _ in found], 1), torch.cat([y for _, y in found], 1)
+
+    def _share(self, rows: Tensor, before: int) -> Tensor:
+        """Of rows that come after so many of a batch, those dealt to this process."""
+        if not self.ranks.by_tokens:
+            return rows
+        return rows[(self.ranks.number - before) % self.ranks.count :: self.ranks.count]
 
     def _shuffled(self, epoch: int, number: int) -> Tensor:
         draw = drawing(self.seed, "rows", epoch, number)

@@ -126,6 +126,11 @@ def curves(record: Record) -> str:
         if layer.nmse is not None
     }
     panels.append(Panel("L0 against MSE, held-out text", "L0", "normalised MSE", held, points=True))
+    for name, title in (("top1", "top-1 agreement"), ("kl", "KL, nats")):
+        seen = [(m.step, getattr(m, name)) for m in moments if getattr(m, name) is not None]
+        places, values = zip(*seen, (steps[-1], getattr(agreement, name)), strict=True)
+        whole = {"replacement model": (places, values)}
+        panels.append(Panel(f"{title}, held-out text", "step", title, whole, points=len(seen) == 0))
     return page(
         f"{record.name} for {record.model}",
         report.verdict(agreement),

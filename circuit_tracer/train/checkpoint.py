@@ -18,15 +18,18 @@ NAME = "checkpoint.safetensors"
 
 
 def save(trainer: Trainer, folder: Path, of: dict[str, Any]) -> None:
-    """Write a checkpoint into a folder, in the place of the one before.
+    """Write a checkpoint into a folder, in the place of the one before. All processes call this.
 
     Args:
         of: what the training is of, as JSON values; `load` wants the same.
     """
     moments = [moment.plain() for moment in trainer.moments]
     metadata = {"of": json.dumps(of, sort_keys=True), "moments": json.dumps(moments)}
+    state = trainer.state()
+    if not state:  # the first process has it
+        return
     with replacing(folder / NAME) as path:
-        save_file(trainer.state(), path, metadata=metadata)
+        save_file(state, path, metadata=metadata)
 
 
 def load(trainer: Trainer, folder: Path, of: dict[str, Any]) -> bool:

@@ -29,6 +29,7 @@ class Moment:
             that have not fired for `dead_after` steps.
         penalty: by layer, λ; empty where nothing is penalised.
         warnings: what is worrying, new at this step.
+        top1, kl: of the replacement model on held-out text, as in `Agreement`; at checkpoints.
     """
 
     step: int
@@ -41,6 +42,8 @@ class Moment:
     dead: tuple[float, ...]
     penalty: tuple[float, ...] = ()
     warnings: tuple[str, ...] = ()
+    top1: float | None = None
+    kl: float | None = None
 
     def plain(self) -> dict[str, Any]:
         """As JSON values."""

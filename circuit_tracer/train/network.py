@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from circuit_tracer.shapes import Bool, Float, Tensor
+from circuit_tracer.train.ranks import ALONE, Ranks
 from circuit_tracer.train.settings import Function, Kind, Start
 from circuit_tracer.train.sparsity import Jump, batch_level, top
 
@@ -27,8 +28,10 @@ class Network(nn.Module):
         kind, activation, k, skip, start: as in `Settings`.
         bandwidth: of JumpReLU's straight-through gradient.
         seed: draws the weights.
+        ranks: the processes of the training; where they share out features, this one's are here.
 
     Attributes:
+        features: how many of a layer are here, F below.
         w_enc, b_enc: a layer, (F, D) and (F,).
         w_dec: a layer, (F, reach, D): to its own layer, then to those above.
         w_skip: a layer, (D, D), used as x @ w_skip.T; empty without skip connections.
@@ -55,15 +58,18 @@ class Network(nn.Module):
         skip: bool = False,
         start: Start = "small",
         bandwidth: float = 0.5,
+        ranks: Ranks = ALONE,
     ) -> None:
         super().__init__()
-        self.kind, self.layers, self.features = kind, layers, features
+        self.kind, self.layers, self.ranks = kind, layers, ranks
+        here = ranks.features(features)
+        self.features = here.stop - here.start
         self.activation, self.k, self.bandwidth = activation, k, bandwidth
         generator = torch.Generator().manual_seed(seed)
         rows = torch.randn(layers, features, d_model, generator=generator)
         rows /= rows.norm(dim=-1, keepdim=True)
-        self.w_enc = nn.ParameterList(nn.Parameter(row.clone()) for row in rows)
-        self.b_enc = nn.ParameterList(nn.Parameter(torch.zeros(features)) for _ in rows)
+        self.w_enc = nn.ParameterList(nn.Parameter(row[here].clone()) for row in rows)
+        self.b_enc = nn.ParameterList(nn.Parameter(torch.zeros(self.features)) for _ in rows)
         self.b_dec = nn.Parameter(torch.zeros(layers, d_model))
         self.w_dec = nn.ParameterList()
         for layer in range(layers):
@@ -71,13 +77,13 @@ class Network(nn.Module):
             writes += torch.randn(writes.shape, generator=generator) * 0.1 / d_model**0.5
             if start == "tied":
                 writes[:, 0] = rows[layer] * 0.1
-            self.w_dec.append(nn.Parameter(writes))
+            self.w_dec.append(nn.Parameter(writes[here].clone()))
         self.w_skip = nn.ParameterList(
             nn.Parameter(torch.zeros(d_model, d_model)) for _ in range(layers if skip else 0)
         )
         if activation == "jumprelu":
-            self.log_threshold = nn.Parameter(torch.zeros(layers, features))
-        self.register_buffer("threshold", torch.ones(layers, features))
+            self.log_threshold = nn.Parameter(torch.zeros(layers, self.features))
+        self.register_buffer("threshold", torch.ones(layers, self.features))
         self.register_buffer("scale_in", torch.ones(layers))
         self.register_buffer("scale_out", torch.ones(layers))
         self.register_buffer("center", torch.zeros(layers, d_model))
@@ -106,7 +112,7 @@ class Network(nn.Module):
         """Start JumpReLU and ReLU with `k` features a token on scaled inputs: JumpReLU by its
         thresholds, ReLU by its biases. From there a penalty has only to hold them."""
         for layer, values in enumerate(self.encode(inputs)):
-            level = batch_level(values, k, len(values))
+            level = batch_level(values, k, len(values), self.ranks.of_features)
             if self.activation == "jumprelu":
                 self.log_threshold[layer] = level.log()
             else:
@@ -132,7 +138,7 @@ class Network(nn.Module):
         if self.activation == "relu":
             return values.relu()
         if self.activation == "topk":
-            return top(values, self.k)
+            return top(values, self.k, self.ranks)
         return values * (values > self.thresholds(layer))
 
     def activate_training(
@@ -145,7 +151,7 @@ class Network(nn.Module):
             return jumped
         if self.activation != "batchtopk":
             return self.activate(layer, values)
-        level = batch_level(values.detach(), self.k, rows)
+        level = batch_level(values.detach(), self.k, rows, self.ranks)
         moving = level.expand(self.features).to(self.threshold)
         self.threshold[layer].lerp_(moving, 1.0 if first else MEMORY)
         return values * (values.detach() >= level)
@@ -158,10 +164,14 @@ class Network(nn.Module):
         """Scaled outputs, by layer. `inputs`, scaled, are for skip connections."""
         tokens = len(active[0])
         outputs: list[Tensor] = [row.expand(tokens, -1) for row in self.b_dec]
+        if self.ranks.by_features:
+            outputs = [torch.zeros_like(row) for row in outputs]
         for layer, writes in enumerate(self.w_dec):
             written = (active[layer] @ writes.flatten(1)).view(tokens, writes.shape[1], -1)
             for ahead, part in enumerate(written.unbind(1)):
                 outputs[layer + ahead] = outputs[layer + ahead] + part
+        if self.ranks.by_features:
+            outputs = list((self.ranks.total(torch.stack(outputs)) + self.b_dec[:, None]).unbind())
         if inputs is not None:
             for layer, weight in enumerate(self.w_skip):
                 outputs[layer] = outputs[layer] + inputs[layer] @ weight.T
@@ -186,6 +196,13 @@ class Network(nn.Module):
         if len(self.w_skip):
             scaled = scaled + x @ self.w_skip[layer].T
         return scaled * self.scale_out[layer] + self.center[layer]
+
+    @staticmethod
+    def feature_axis(name: str) -> int | None:
+        """The axis of a named parameter or buffer that features are counted along."""
+        if name.split(".")[0] in ("w_enc", "b_enc", "w_dec"):
+            return 0
+        return 1 if name in ("threshold", "log_threshold") else None
 
     @torch.no_grad()
     def fired(

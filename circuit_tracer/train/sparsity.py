@@ -14,21 +14,28 @@ from typing import Any
 import torch
 
 from circuit_tracer.shapes import Float, Int, Tensor
+from circuit_tracer.train.ranks import ALONE, Ranks
 
 LEAST = 1e-3
 """No activation is below this, in units of the pre-activations: those would be noise."""
 
 
-def batch_level(values: Float[Tensor, "token feature"], k: int, rows: int) -> Float[Tensor, ""]:
-    """The value that `k` activations a token reach, on average over the first `rows` tokens."""
-    some = values[:rows]
-    kept = some.flatten().topk(k * len(some), sorted=False).values
-    return kept.amin().clamp(min=LEAST)
+def batch_level(
+    values: Float[Tensor, "token feature"], k: int, rows: int, ranks: Ranks = ALONE
+) -> Float[Tensor, ""]:
+    """The value that `k` activations a token reach, on average over a batch's first `rows`."""
+    rows = min(rows, len(values) * (ranks.count if ranks.by_tokens else 1))
+    some = values[: ranks.tokens(rows)]
+    return ranks.largest(some.flatten(), k * rows).amin().clamp(min=LEAST)
 
 
-def top(values: Float[Tensor, "token feature"], k: int) -> Float[Tensor, "token feature"]:
+def top(
+    values: Float[Tensor, "token feature"], k: int, ranks: Ranks = ALONE
+) -> Float[Tensor, "token feature"]:
     """The k largest of each token, positive ones only; all else is zero."""
     positive = values.relu()
+    if ranks.by_features:
+        return positive * (values >= ranks.largest(values.detach(), k).amin(-1, keepdim=True))
     if k >= values.shape[-1]:
         return positive
     chosen = values.detach().topk(k, dim=-1, sorted=False).indices
@@ -70,6 +77,7 @@ def revival(
     decoder: Float[Tensor, "feature d_model"],
     dead: Int[Tensor, " dead"],
     revived: int,
+    ranks: Ranks = ALONE,
 ) -> Float[Tensor, ""]:
     """AuxK: the error that dead features would leave if they explained what is left over.
 
@@ -79,8 +87,8 @@ def revival(
         revived: dead features a token that take part, the largest.
     """
     hopeful = values[:, dead].relu()
-    if len(dead) > revived:
-        level = hopeful.detach().topk(revived, dim=-1, sorted=False).values.amin(-1)
+    if ranks.by_features or len(dead) > revived:
+        level = ranks.of_features.largest(hopeful.detach(), revived).amin(-1)
         hopeful = hopeful * (hopeful >= level[:, None])
-    guess = hopeful @ decoder[dead]
+    guess = ranks.total(hopeful @ decoder[dead])
     return (wrong.detach() - guess).square().mean()

@@ -23,6 +23,7 @@ from circuit_tracer.errors import InputError, OutputError
 from circuit_tracer.files import replacing, write_text
 from circuit_tracer.shapes import Float, Tensor
 from circuit_tracer.train.blocks import Blocks
+from circuit_tracer.train.ranks import ALONE, Ranks
 from circuit_tracer.train.sites import Activations
 
 Progress = Callable[[float, str], None]
@@ -74,11 +75,13 @@ def fill(
     folder: Path,
     eight_bit: bool = False,
     progress: Progress = lambda done, message: None,
+    ranks: Ranks = ALONE,
 ) -> Store:
     """A store of all blocks in a folder; those already there are kept.
 
     Args:
         eight_bit: a quarter of the bytes of float32.
+        ranks: processes that see the same folder; each makes its share of the shards.
 
     Raises:
         InputError: the folder holds the activations of something else.
@@ -90,18 +93,29 @@ def fill(
     except OSError as error:
         raise OutputError(f"cannot make {folder}: {error.strerror or error}") from error
     sizes = blocks.sizes
-    sums = _known(folder, identity) or [None] * len(sizes)
-    for number in range(len(sizes)):
-        if sums[number] is not None and _shard(folder, number).is_file():
-            continue
+    sums = ranks.told(_known(folder, identity) or [None] * len(sizes))
+    missing = [n for n in range(len(sizes)) if sums[n] is None or not _shard(folder, n).is_file()]
+    missing = ranks.told(missing)
+    for start in range(0, len(missing), ranks.count):
+        number = missing[start]
         progress(number / len(sizes), f"activations, shard {number + 1} of {len(sizes)}")
-        inputs, outputs = blocks.block(number)
-        tensors = _packed("inputs", inputs, eight_bit) | _packed("outputs", outputs, eight_bit)
-        with replacing(_shard(folder, number)) as path:
-            save_file(tensors, path)
-        sums[number] = _checksum(_shard(folder, number))
-        _write_index(folder, identity, sums)
+        group = missing[start : start + ranks.count]
+        mine = group[ranks.number] if ranks.number < len(group) else None
+        made = None if mine is None else _made(blocks, folder, mine, eight_bit)
+        for number, checksum in zip(group, ranks.reports(made), strict=False):
+            sums[number] = checksum
+        if ranks.first:
+            _write_index(folder, identity, sums)
     return Store(folder, sizes, [found or "" for found in sums], blocks.adapter.dtype)
+
+
+def _made(blocks: Blocks, folder: Path, number: int, eight_bit: bool) -> str:
+    """Write a shard; its checksum."""
+    inputs, outputs = blocks.block(number)
+    tensors = _packed("inputs", inputs, eight_bit) | _packed("outputs", outputs, eight_bit)
+    with replacing(_shard(folder, number)) as path:
+        save_file(tensors, path)
+    return _checksum(_shard(folder, number))
 
 
 def _identity(blocks: Blocks, eight_bit: bool) -> dict[str, Any]:

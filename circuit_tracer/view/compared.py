@@ -31,11 +31,13 @@ class ComparedGraph:
         name: unique among them.
         drawing: what is shown of it.
         language: BCP-47 code of the prompt, "" for none; None takes it from the name.
+        href: where the page of this graph alone is, "" for nowhere.
     """
 
     name: str
     drawing: Drawing
     language: str | None = None
+    href: str = ""
 
     @property
     def lang(self) -> str:
@@ -125,6 +127,14 @@ class ComparedEdge:
 
 
 @dataclass(frozen=True, slots=True)
+class ComparedRole:
+    """Rows that differ and do the same job: `members` has one a graph, None where there is none."""
+
+    members: tuple[int | None, ...]
+    similarity: float
+
+
+@dataclass(frozen=True, slots=True)
 class ComparisonDrawing:
     """Graphs side by side, ready to be shown.
 
@@ -134,6 +144,7 @@ class ComparisonDrawing:
         overlaps: of pairs, and of all graphs; the page opens with the one of most members.
         counts: by graph and layer, how many features are active in the whole graph.
         edges: between rows.
+        roles: of rows, the most influential first.
         summary: what the comparison says, in a few sentences; "" for nothing.
         about: whatever says where it comes from, by name.
         notices: sentences the reader must see before trusting the picture.
@@ -144,6 +155,7 @@ class ComparisonDrawing:
     overlaps: tuple[LayerOverlaps, ...] = ()
     counts: tuple[tuple[int, ...], ...] = ()
     edges: tuple[ComparedEdge, ...] = ()
+    roles: tuple[ComparedRole, ...] = ()
     summary: str = ""
     about: dict[str, str | float | int] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
@@ -168,6 +180,11 @@ class ComparisonDrawing:
             known = all(0 <= end < len(self.features) for end in (edge.source, edge.target))
             if not known or len(edge.shares) != size:
                 raise InputError(f"{edge} does not fit {len(self.features)} features")
+        for role in self.roles:
+            rows = [row for row in role.members if row is not None]
+            inside = all(0 <= row < len(self.features) for row in rows)
+            if not inside or len(rows) < 2 or len(role.members) != size:
+                raise InputError(f"{role} does not fit {len(self.features)} features")
 
     @property
     def n_layers(self) -> int:

@@ -34,6 +34,7 @@ SCRIPTS = (
     "lanes.js",
     "overlap.js",
     "linked.js",
+    "examples.js",
     "feature.js",
     "comparison.js",
 )
@@ -49,7 +50,7 @@ def render(comparison: ComparisonDrawing) -> str:
     graphs = comparison.graphs
     return assembled(
         "comparison.html",
-        ("app.css", "comparison.css"),
+        ("app.css", "meaning.css", "comparison.css"),
         SCRIPTS,
         title=" · ".join(graph.name for graph in graphs)[:80],
         plain=_plain(comparison),
@@ -85,6 +86,11 @@ def _fitted(comparison: ComparisonDrawing) -> ComparisonDrawing:
         edges=tuple(
             replace(edge, source=row[edge.source], target=row[edge.target]) for edge in inside
         ),
+        roles=tuple(
+            replace(role, members=tuple(None if at is None else row[at] for at in role.members))
+            for role in comparison.roles
+            if all(at is None or at in row for at in role.members)
+        ),
         notices=(*comparison.notices, *(f"{sentence}." for sentence in said)),
     )
 
@@ -98,7 +104,10 @@ def _encoded(comparison: ComparisonDrawing) -> bytes:
     plain = {
         "format": FORMAT,
         "n_layers": comparison.n_layers,
-        "graphs": [{"name": graph.name, "lang": graph.lang} for graph in comparison.graphs],
+        "graphs": [
+            {"name": graph.name, "lang": graph.lang, "href": graph.href}
+            for graph in comparison.graphs
+        ],
         "key": [feature.key for feature in features],
         "layer": [feature.layer for feature in features],
         "ids": [feature.ids for feature in features],
@@ -112,6 +121,7 @@ def _encoded(comparison: ComparisonDrawing) -> bytes:
         "overlaps": [asdict(one) for one in comparison.overlaps],
         "counts": comparison.counts,
         "edges": [(edge.source, edge.target, edge.shares) for edge in comparison.edges],
+        "roles": [(role.members, role.similarity) for role in comparison.roles],
         "summary": comparison.summary,
         "about": comparison.about,
         "notices": comparison.notices,

@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from circuit_tracer.errors import InputError
-from circuit_tracer.facts import EdgeHeads
+from circuit_tracer.facts import EdgeHeads, HeadScore
 
 KINDS = ("feature", "error", "embedding", "logit")
 MOST_NODES = 5_000
@@ -58,6 +59,21 @@ class DrawnNode:
 
 
 @dataclass(frozen=True, slots=True)
+class DrawnGroup:
+    """Nodes that belong together, offered as a supernode.
+
+    Attributes:
+        name: what it is called.
+        members: indices in `Drawing.nodes`, most influential first.
+        share: share of what drives the outputs that passes any member.
+    """
+
+    name: str
+    members: tuple[int, ...]
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
 class Drawing:
     """One graph, ready to be shown.
 
@@ -72,6 +88,10 @@ class Drawing:
         totals: sum of the absolute weights of all edges into a node in the full graph, by its index
             in `nodes`; an edge's share is its part of that. Empty where unknown.
         heads: which attention heads carry an edge, by the indices of its ends, where known.
+        looks: why heads look where they look, by (layer, head, query, key), where known.
+        names: labels of features that `looks` speaks of and that are not drawn, by node id.
+        details: what a feature store says of features, by (layer, id), as plain JSON values.
+        groups: supernodes to offer, those that most passes first.
         scores: figures about the graph by name ("replacement", "completeness", ...).
         about: whatever says where the graph comes from (versions, parameters), by name.
         notices: sentences the reader must see before trusting the picture.
@@ -87,6 +107,10 @@ class Drawing:
     edges: tuple[tuple[int, int, float], ...]
     totals: Mapping[int, float] = field(default_factory=dict)
     heads: Mapping[tuple[int, int], EdgeHeads] = field(default_factory=dict)
+    looks: Mapping[tuple[int, int, int, int], HeadScore] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+    details: Mapping[tuple[int, int], Mapping[str, Any]] = field(default_factory=dict)
+    groups: tuple[DrawnGroup, ...] = ()
     scores: dict[str, float] = field(default_factory=dict)
     about: dict[str, str | float | int] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
@@ -105,6 +129,12 @@ class Drawing:
                 raise InputError(f"edge ({source}, {target}) names a node outside 0 to {count - 1}")
             if not math.isfinite(weight):
                 raise InputError(f"edge ({source}, {target}) has the weight {weight}")
+        for group in self.groups:
+            if not group.members or not all(0 <= member < count for member in group.members):
+                raise InputError(
+                    f"the group {group.name!r} has the members {group.members}; "
+                    f"nodes are 0 to {count - 1}, and it needs one"
+                )
 
 
 def _check_node(node: DrawnNode, n_layers: int, n_tokens: int) -> None:
@@ -197,8 +227,15 @@ def fitted(drawing: Drawing, nodes: int = MOST_NODES, edges: int = MOST_EDGES) -
         edges=tuple((row[s], row[t], weight) for s, t, weight in triples),
         totals={row[i]: total for i, total in drawing.totals.items() if i in row},
         heads={(row[s], row[t]): drawing.heads[s, t] for s, t in pairs},
+        groups=_fitted_groups(drawing.groups, row),
         notices=(*drawing.notices, _dropped(drawing, len(kept), len(chosen))),
     )
+
+
+def _fitted_groups(groups: Sequence[DrawnGroup], row: Mapping[int, int]) -> tuple[DrawnGroup, ...]:
+    """The groups by their members' new indices; one of which fewer than two are left is none."""
+    left = [(group, tuple(row[i] for i in group.members if i in row)) for group in groups]
+    return tuple(replace(group, members=some) for group, some in left if len(some) > 1)
 
 
 def _dropped(drawing: Drawing, n_nodes: int, n_edges: int) -> str:

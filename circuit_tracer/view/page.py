@@ -26,12 +26,19 @@ SCRIPTS = (
     "state.js",
     "edges.js",
     "edge.js",
+    "looks.js",
     "graph.js",
     "overlay.js",
     "gestures.js",
     "panels.js",
+    "examples.js",
+    "meaning.js",
+    "groups.js",
+    "subgraph.js",
+    "pinned.js",
     "table.js",
     "export.js",
+    "labels.js",
     "app.js",
 )
 
@@ -47,7 +54,7 @@ def render(drawing: Drawing) -> str:
     drawing = fitted(drawing)
     return assembled(
         "page.html",
-        ("app.css",),
+        ("app.css", "meaning.css"),
         SCRIPTS,
         title=" ".join(drawing.prompt.split())[:80] or "circuit",
         plain=_plain(drawing),

@@ -17,6 +17,7 @@ import gzip
 import json
 import math
 from base64 import b64encode
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,12 @@ def packed(data: bytes) -> str:
 def encode(drawing: Drawing) -> bytes:
     """The drawing in the layout above, not yet compressed."""
     edges = sorted(drawing.edges, key=lambda edge: (edge[1], edge[0], edge[2]))
-    header_of = _header(drawing) | {"heads": _heads(drawing, edges)}
+    header_of = _header(drawing) | {
+        "heads": _heads(drawing, edges),
+        "looks": _looks(drawing),
+        "names": dict(sorted(drawing.names.items())),
+        "details": _details(drawing),
+    }
     text = json.dumps(header_of, separators=(",", ":"), allow_nan=False)
     header = text.encode("ascii")
     header += b" " * (-len(header) % 4)
@@ -86,6 +92,7 @@ def _header(drawing: Drawing) -> dict[str, Any]:
             i: _pairs(node.suppressed) for i, node in enumerate(nodes) if node.suppressed
         },
         "total": {i: _rounded(total) for i, total in sorted(drawing.totals.items())},
+        "groups": [[one.name, list(one.members), _rounded(one.share)] for one in drawing.groups],
         "scores": {name: _rounded(value) for name, value in drawing.scores.items()},
         "about": {name: _plain(value) for name, value in drawing.about.items()},
         "notices": list(drawing.notices),
@@ -109,6 +116,51 @@ def _heads(drawing: Drawing, edges: list[tuple[int, int, float]]) -> list[list[A
         for number, found in known
         if found is not None
     ]
+
+
+def _looks(drawing: Drawing) -> list[list[Any]]:
+    """[layer, head, query, key, score, attention, then for either side: [source, part, …] of the
+    strongest, how many more, {kind: part}]; a source is the number of its node where it is drawn,
+    else its id."""
+    places = {node.id: number for number, node in enumerate(drawing.nodes)}
+    rows = []
+    for key, look in sorted(drawing.looks.items()):
+        row: list[Any] = [*key, _rounded(look.score), _brief(look.pattern)]
+        for side, rest, kinds in (
+            (look.query_side, look.query_rest, look.query_kinds),
+            (look.key_side, look.key_rest, look.key_kinds),
+        ):
+            flat = [
+                value for name, part in side for value in (places.get(name, name), _brief(part))
+            ]
+            row += [flat, rest, {kind: _brief(part) for kind, part in kinds.items()}]
+        rows.append(row)
+    return rows
+
+
+def _details(drawing: Drawing) -> dict[str, Any]:
+    """What is known of features by "layer.id"; tokens of examples are numbers in `words`, and
+    activations [place, value, …] of those that are not zero."""
+    words: dict[str, int] = {}
+
+    def example(one: Mapping[str, Any]) -> list[Any]:
+        tokens = [words.setdefault(token, len(words)) for token in one["tokens"]]
+        values = enumerate(one["activations"])
+        fires = [part for place, value in values if value for part in (place, _brief(value))]
+        return [one["language"], one["position"], tokens, fires, [int(cut) for cut in one["cut"]]]
+
+    of = {}
+    for (layer, feature), known in sorted(drawing.details.items()):
+        groups = [
+            [group["name"], group["low"], group["high"], [*map(example, group["examples"])]]
+            for group in known["groups"]
+        ]
+        numbers = {name: _rounded(known[name]) for name in ("density", "largest", "mean")}
+        bins = [[_brief(low), _brief(high), count] for low, high, count in known["bins"]]
+        rates = {name: _brief(rate) for name, rate in known["rates"].items()}
+        shown = {**known, **numbers, "groups": groups, "bins": bins, "rates": rates}
+        of[f"{layer}.{feature}"] = shown
+    return {"words": list(words), "of": of}
 
 
 def _brief(part: float) -> float | int:

@@ -44,7 +44,8 @@ def literal(text: str) -> str:
 
 def title(node: DrawnNode) -> str:
     """What the node is called: its label, else what it says or stands for."""
-    if node.label:
+    plain = node.kind == "logit" and node.label == f'Output "{node.token}"'
+    if node.label and not plain:
         return node.label
     if node.kind == "logit":
         return f"Output “{visible(node.token)}”"

@@ -94,6 +94,25 @@ def memory(rows: list[Row]) -> list[str]:
     return lines
 
 
+def keeping(rows: list[Row]) -> list[str]:
+    """Memory of attribution by the edges kept."""
+    lines = [
+        "| `keep_edges` | edges stored | rows, MiB | foretold, MiB | peak above loading, MiB | "
+        "foretold, MiB | CPU s | influence, CPU s | influence that left along the others |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        if row["work"].startswith("edges kept"):
+            ours = row["ours"]
+            names = ("rows_mib", "planned_rows_mib", "above_loading_mib", "planned_mib")
+            sizes = [number(ours[name]["p50"], 0) for name in names]
+            times = [spread(ours[name]) for name in ("cpu_s", "influence_s")]
+            lost = f"{ours['left_along_others']['p50']:.1%}"
+            cells = [row["work"].split()[-1], f"{ours['edges']['p50']:,.0f}", *sizes, *times, lost]
+            lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
 def alone(rows: list[Row]) -> list[str]:
     """Work that is measured against a floor."""
     lines = ["| work | ours | floor | ratio | goal |", "|---|---|---|---|---|"]
@@ -141,6 +160,8 @@ def figures(rows: list[Row]) -> str:
         "\n".join(against_reference(on_cpu)),
         "### Memory",
         "\n".join(memory(on_cpu)),
+        "### Memory by the edges kept",
+        "\n".join(keeping(on_cpu)),
         "### Against a floor",
         "\n".join(alone(on_cpu)),
         gpu_tables.tables(rows),

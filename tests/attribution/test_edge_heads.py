@@ -98,17 +98,25 @@ def test_the_page_has_heads_where_a_model_is_at_hand():
         assert abs(weight) / drawing.totals[target] == pytest.approx(shares[ends])
 
 
-def test_edges_into_directions_are_left_out_and_all_others_are_there():
+@pytest.mark.parametrize("saved", [False, True])
+def test_edges_into_differences_are_there_and_those_into_directions_where_they_are_given(
+    tmp_path, saved
+):
     model = tiny.replacement()
-    graph = ct.trace(tiny.PROMPT, model, [ct.Difference(3, 4), 5, (2, 5, 1)])
+    row = model.adapter.unembedding.weight[7].detach()
+    wanted = [ct.Difference(3, 4), ct.Direction(row, "mine"), 5, (2, 5, 1)]
+    graph = ct.trace(tiny.PROMPT, model, wanted)
+    if saved:
+        graph.save(tmp_path / "graph.safetensors")
+        graph = ct.Graph.load(tmp_path / "graph.safetensors")
     circuit = graph.prune(nodes=1.0, edges=1.0)
-    found = edge_heads(model, graph, circuit, 10**9)
-    difference = next(node.id for node in circuit.nodes if node.feature == -1 and node.layer == 3)
-    into = {target for _, target in found}
-    assert difference not in into
-    wanted = [edge for edge in circuit.edges if edge.target.id != difference]
-    assert {(edge.source.id, edge.target.id) for edge in wanted} == set(found)
-    for edge in wanted:
+    edges = {(edge.source.id, edge.target.id): edge for edge in circuit.edges}
+    direction = graph.nodes[graph.index.target_row(1)].id
+    without = edge_heads(model, graph, circuit, 10**9)
+    assert set(without) == {ends for ends in edges if ends[1] != direction}
+    found = edge_heads(model, graph, circuit, 10**9, wanted)
+    assert set(found) == set(edges)
+    for edge in edges.values():
         split = found[edge.source.id, edge.target.id]
         total = split.residual + sum(split.by_layer)
         assert total == pytest.approx(edge.weight, abs=CLOSES)

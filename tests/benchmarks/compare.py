@@ -34,6 +34,7 @@ ROOT = HERE.parents[1]
 RESULTS = ROOT / "kernels" / "bench" / "results.jsonl"
 TOLERANCE = 2e-5
 SIZES = (2000, 4000, 8000)
+SHARES = (1.0, 0.95, 0.9, 0.8)
 PROMPT = "The opposite of small is"
 SIDES = ("ours", "reference")
 Figures = dict[str, float]
@@ -194,7 +195,24 @@ def floor(run: Run) -> Iterator[dict[str, Any]]:
     yield row("time over the floor", run, case.SHAPES, ours, [], {})
 
 
-WORKS = {"attribution": attribution, "pruning": pruning, "process": process, "floor": floor}
+def keeping(run: Run) -> Iterator[dict[str, Any]]:
+    """Memory of a complete graph whose rows keep all their edges, or the strongest."""
+    for share in SHARES:
+        say(f"edges kept, {share}")
+        ours, _ = run.in_turn(["keep", share])
+        if ours[0]["closure"] > TOLERANCE:
+            raise SystemExit(f"the rows do not close: {ours[0]}")
+        shapes = {"features": ours[0]["active_features"], "keep_edges": share}
+        yield row(f"edges kept, {share}", run, shapes, ours, [], {})
+
+
+WORKS = {
+    "attribution": attribution,
+    "pruning": pruning,
+    "process": process,
+    "floor": floor,
+    "keeping": keeping,
+}
 
 
 def difference(ours: Path, theirs: Path) -> Figures:

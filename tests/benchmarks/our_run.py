@@ -1,8 +1,10 @@
-"""One run of ours, measured: attribution, pruning, or what attribution costs at the least.
+"""One run of ours, measured: attribution, pruning, what attribution costs at the least, or how much
+memory it takes where only the strongest edges are stored.
 
     python tests/benchmarks/our_run.py attribute CASE [--max-features N] [--matrix FILE]
     python tests/benchmarks/our_run.py prune NODES
     python tests/benchmarks/our_run.py floor CASE
+    python tests/benchmarks/our_run.py keep SHARE
 
 Loading is not measured; --threads N is 1 by default. The result is one JSON object on standard
 output.
@@ -23,8 +25,9 @@ from meter import Meter
 
 from circuit_tracer.attribute import attribute as edges_of
 from circuit_tracer.edges import EdgeRows, RowBlock
-from circuit_tracer.estimate import estimate
+from circuit_tracer.estimate import estimate, rehearse
 from circuit_tracer.graph import Graph, Provenance, Target
+from circuit_tracer.influence import flow, scores
 from circuit_tracer.loading import load
 from circuit_tracer.nodes import NodeIndex
 from circuit_tracer.targets import choose
@@ -76,6 +79,37 @@ def floor(folder: Path) -> dict[str, Any]:
         "gflop_per_s": rate / 1e9,
         "floor_s": flops / rate,
         "over_floor": meter.figures["cpu_s"] * rate / flops,
+    }
+
+
+def keep(share: float) -> dict[str, Any]:
+    """A complete graph of many features (scaling.py), the strongest edges of each row stored."""
+    import scaling
+
+    net = scaling.model()
+    model = scaling.replacement(net, scaling.MANY)
+    ids = scaling.prompt(scaling.SHORT)
+    with Meter() as meter:
+        forward = model.run(ids)
+        local, directions = model.localise(forward, owned=True), choose(model, forward)
+        del forward
+        rows = edges_of(local, directions, None, keep_edges=share)
+    planned = rehearse(local, directions).estimate(None, None, share)
+    weights = torch.tensor([direction.weight for direction in directions], dtype=torch.float64)
+    with Meter() as flowing:
+        found = flow(rows, weights)
+    ends = scores(rows, weights, found=found)
+    return {
+        **meter.figures,
+        "active_features": len(local.features),
+        "edges": found.n_edges,
+        "rows_mib": sum(block.nbytes for block in rows.blocks) / 2**20,
+        "planned_rows_mib": planned.result_bytes / 2**20,
+        "planned_mib": planned.peak_bytes / 2**20,
+        "left_along_others": ends.pruned_share,
+        "replacement": ends.replacement,
+        "closure": float(rows.residual.abs().max()),
+        "influence_s": flowing.figures["cpu_s"],
     }
 
 
@@ -134,8 +168,8 @@ def graph_of(features: torch.Tensor, matrix: torch.Tensor, chances: torch.Tensor
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("work", choices=("attribute", "floor", "prune"))
-    parser.add_argument("what", help="the case's folder, or a number of nodes")
+    parser.add_argument("work", choices=("attribute", "floor", "prune", "keep"))
+    parser.add_argument("what", help="the case's folder, a number of nodes, or a share")
     parser.add_argument("--max-features", type=int)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--matrix", type=Path)
@@ -143,6 +177,8 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     if given.work == "prune":
         found = prune(int(given.what))
+    elif given.work == "keep":
+        found = keep(float(given.what))
     elif given.work == "floor":
         found = floor(Path(given.what))
     else:

@@ -32,6 +32,8 @@ LAYERS, WIDTH, HEADS, VOCABULARY, SHARE = 4, 128, 4, 512, 256
 SHORT = 12
 TOKENS = (16, 32, 64, 128, 256)
 FEATURES = (1024, 2048, 4096, 8192, 16384, 32768)
+MANY = 16384
+"""Features a layer of the case on which memory is measured (our_run.py)."""
 
 
 class NoTokenizer:
@@ -85,17 +87,22 @@ def cpu_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def measure(net: LlamaForCausalLM, tokens: int, features: int) -> dict[str, float]:
-    replacement = ReplacementModel(
-        Adapter(net, "random"), NoTokenizer(), transcoders(net, features)
-    )
+def replacement(net: LlamaForCausalLM, features: int) -> ReplacementModel:
+    return ReplacementModel(Adapter(net, "random"), NoTokenizer(), transcoders(net, features))
+
+
+def prompt(tokens: int) -> list[int]:
     draw = torch.Generator().manual_seed(1)
-    ids = torch.randint(1, VOCABULARY, (tokens,), generator=draw).tolist()
+    return torch.randint(1, VOCABULARY, (tokens,), generator=draw).tolist()
+
+
+def measure(net: LlamaForCausalLM, tokens: int, features: int) -> dict[str, float]:
+    replaced, ids = replacement(net, features), prompt(tokens)
     best: dict[str, float] = {}
     for _ in range(3):
         start = cpu_seconds()
-        forward = replacement.run(ids)
-        local, directions = replacement.localise(forward), choose(replacement, forward)
+        forward = replaced.run(ids)
+        local, directions = replaced.localise(forward), choose(replaced, forward)
         middle = cpu_seconds()
         attribute(local, directions, None)
         times = {"forward_s": middle - start, "sweep_s": cpu_seconds() - middle}

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 from click.testing import CliRunner
 
 import circuit_tracer as ct
-import circuit_tracer.batch as batching
+import circuit_tracer.batch.running as batching
 from circuit_tracer.batch import Job, read_jobs, run, statistics
 from circuit_tracer.cli.main import main
 from circuit_tracer.errors import InputError, OutputError
@@ -38,7 +42,7 @@ def test_every_prompt_has_a_graph_and_a_row_that_is_the_graphs(model, tmp_path):
     rows = [json.loads(line) for line in lines]
     for job, row in zip(JOBS, rows, strict=True):
         graph = ct.Graph.load(tmp_path / "out" / "graphs" / f"{job.id}.safetensors")
-        wanted = statistics(graph)
+        wanted = statistics(graph, graph.prune(nodes=0.8, edges=0.98))
         del wanted["seconds"]
         assert {name: row[name] for name in wanted} == wanted
         assert sum(row["features_by_layer"]) == row["features"] == graph.index.n_features
@@ -106,17 +110,63 @@ def test_a_changed_prompt_is_traced_anew_and_changed_options_are_refused(model, 
         run(JOBS[:1], model, tmp_path, max_logits=3)
 
 
-def test_a_full_disk_ends_the_batch_and_keeps_what_is_finished(model, tmp_path, monkeypatch):
+@pytest.mark.parametrize("room", [0, 2_000, 8_000])
+def test_a_full_disk_ends_the_batch_and_keeps_what_is_finished(model, tmp_path, room):
+    resource = pytest.importorskip("resource", reason="files cannot be limited in size here")
     run(JOBS[:1], model, tmp_path)
-
-    def full(self, path):
-        raise OutputError("No space left on device")
-
-    monkeypatch.setattr(ct.Graph, "save", full)
-    with pytest.raises(OutputError, match="No space left"):
-        run(JOBS, model, tmp_path)
+    before, limits = files(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    assert room < (tmp_path / "graphs" / "a.safetensors").stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))  # the system refuses what is more
+    try:
+        with pytest.raises(OutputError, match="cannot write"):
+            run(JOBS, model, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    del before["batch.json"]
+    after = files(tmp_path)
+    assert {name: after[name] for name in before} == before
+    assert set(after) == {*before, "batch.json"}  # no half of a file either
     assert ct.Graph.load(tmp_path / "graphs" / "a.safetensors").index.n_features > 0
-    assert not (tmp_path / "records" / "b.json").exists()
+    assert [record.error for record in run(JOBS, model, tmp_path)] == [None] * 3
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from circuit_tracer import files
+from circuit_tracer.batch import Job, run
+from tests import tiny
+
+moved = []
+def replace(source, target, original=os.replace):
+    moved.append(target)
+    if len(moved) == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    original(source, target)
+
+os.replace = replace
+run([Job(f"p{k}", [2, 5 + k, 9]) for k in range(3)], tiny.replacement("llama"), Path(sys.argv[1]))
+"""
+
+
+def test_a_batch_that_the_system_kills_at_work_goes_on_where_it_stopped(model, tmp_path):
+    jobs = [Job(f"p{k}", [2, 5 + k, 9]) for k in range(3)]
+    out = [sys.executable, "-c", KILLED, str(tmp_path / "out"), "7"]
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run(out, env=paths, timeout=300).returncode == -signal.SIGKILL
+    before = files(tmp_path / "out")
+    assert "graphs/p1.safetensors" in before and "records/p1.json" not in before
+    run(jobs, model, tmp_path / "out")
+    run(jobs, model, tmp_path / "whole")
+    after = files(tmp_path / "out")
+    assert all(after[name] == before[name] for name in before if "/p0." in name)
+    assert {name for name in after if not name.endswith(".tmp")} == set(files(tmp_path / "whole"))
+    for job in jobs:
+        graphs = [
+            ct.Graph.load(tmp_path / side / "graphs" / f"{job.id}.safetensors")
+            for side in ("out", "whole")
+        ]
+        assert graphs[0].dense().equal(graphs[1].dense())
 
 
 @pytest.mark.parametrize(
@@ -142,6 +192,17 @@ def test_prompts_are_read_from_lines_and_objects(tmp_path):
     assert read_jobs(tmp_path / "p.txt") == [Job("00001", "one"), Job("00003", "two")]
     (tmp_path / "p.jsonl").write_text('"one"\n{"prompt": [2, 5], "id": "x", "answer": null}\n')
     assert read_jobs(tmp_path / "p.jsonl") == [Job("00001", "one"), Job("x", [2, 5])]
+
+
+def test_a_cluster_is_asked_for_by_its_address(tmp_path):
+    (tmp_path / "p.txt").write_text("Hi\n")
+    given = ["batch", str(tmp_path / "p.txt"), "-o", str(tmp_path / "out")]
+    found = CliRunner().invoke(main, [*given, "--workers", "2"])
+    assert found.exit_code == 2 and "give --ray too" in found.output
+    pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
+    found = CliRunner().invoke(main, [*given, "--ray", "127.0.0.1:1"])
+    assert found.exit_code == 2 and "nothing answers at 127.0.0.1:1" in found.output
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command_traces_a_file(tmp_path):

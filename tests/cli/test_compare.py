@@ -58,10 +58,24 @@ def test_saved_graphs_need_no_model(told, tmp_path):
     assert found["overlap"]["corpus"] == "" and "no baseline" in found["notices"][0]
 
 
+def test_a_picture_instead_of_a_page_and_pages_beside_one(told, tmp_path):
+    picture, page = tmp_path / "still.svg", tmp_path / "page.html"
+    words = (EN, ZH, "--no-baseline")
+    result = run(*words, "-o", picture)
+    assert result.exit_code == 0 and "\npicture" in result.output
+    count = told[1]["classes"]["shared"]["count"]
+    assert f">{count}</text>" in picture.read_text(encoding="utf-8")
+    assert run(*words, "-o", page, "--pages", "--quiet").exit_code == 0
+    assert {one.name for one in tmp_path.glob("*.html")} == {
+        "page.html", "page-1-en.html", "page-2-zh.html"}  # fmt: skip
+    refused = run(*words, "-o", picture, "--pages")
+    assert refused.exit_code == 2 and "give -o FILE.html" in refused.output
+
+
 def test_two_sets_on_one_prompt_quietly():
     prompts = [f"{name}=The opposite of small is" for name in ("plt", "clt")]
     sets = ["--transcoders", "plt=plt", "--transcoders", "clt=clt"]
-    result = run(*prompts, *sets, "--match", "decoder", "--quiet")
+    result = run(*prompts, *sets, "--match", "decoder", "--rows", 4, "--quiet")
     assert result.exit_code == 0, result.output
     assert result.output.count("\n") == 1 and "in plt only" in result.output
     refused = run(*prompts, *sets)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -160,6 +161,39 @@ def test_features_in_one_role_are_aligned(graph):
     assert all(role.similarity == pytest.approx(1, abs=TIGHT) for role in found.roles)
 
 
+def test_supernodes_of_a_planted_pair_are_one(graph):
+    """`10` and `11` read and write alike in both graphs; `a` has a third beside them."""
+
+    def made(position, own=()):
+        pair = [(0, position, one) for one in (10, 11, *own)]
+        goal = (2, 3, 6)
+        edges = [(("word", position), one, 1.0) for one in pair]
+        edges += [(one, goal, 1.0) for one in pair] + [(goal, "output", 1.0)]
+        return graph([*pair, goal], edges)
+
+    found = ct.compare({"a": made(0, (12,)), "b": made(1), "c": made(2)}, nodes=1.0)
+    (one,) = found.supernodes()
+    assert {found.features[row].ids["b"] for row in one.common} == {10, 11}
+    assert set(one.members) == {"a", "b", "c"} and one.overlap == pytest.approx(2 / 3)
+    assert {node.feature for node in one.members["a"].members} == {10, 11, 12}
+    turned = ct.compare({"c": made(2), "a": made(0, (12,)), "b": made(1)}, nodes=1.0)
+    assert turned.supernodes() == found.supernodes()
+    alone = graph([(1, 0, 40)], [(("word", 0), (1, 0, 40), 1.0), ((1, 0, 40), "output", 1.0)])
+    assert ct.compare({"a": made(0), "b": alone}, nodes=1.0).supernodes() == ()
+
+
+@settings(max_examples=5, deadline=None)
+@given(seeds)
+def test_a_graph_has_the_supernodes_of_itself(chance, seed):
+    graph = chance(seed)
+    found = ct.compare({"x": graph, "y": graph})
+    own = {one.members for one in found.circuits[0].supernodes()}
+    assert {one.members["x"].members for one in found.supernodes()} <= own
+    assert all(one.overlap == 1 for one in found.supernodes())
+    distinct = {frozenset((n.layer, n.feature) for n in each) for each in own}
+    assert len(found.supernodes()) == len(distinct)
+
+
 @settings(max_examples=5, deadline=None)
 @given(seeds)
 def test_the_merged_graph_counts_what_was_compared(chance, seed):
@@ -205,6 +239,29 @@ def test_the_drawing_counts_what_python_counts(chance, tmp_path):
     assert html.startswith("<!doctype html>") or html.startswith("<!DOCTYPE html>")
 
 
+def test_pages_of_the_graphs_stand_beside_the_comparison(chance, tmp_path):
+    names = ("a", "b/c", "小")
+    found = ct.compare({name: chance(k) for k, name in enumerate(names)})
+    found.save_html(tmp_path / "all.html", pages=True)
+    written = {path.name for path in tmp_path.iterdir()}
+    assert written == {"all.html", "all-1-a.html", "all-2-b-c.html", "all-3-小.html"}
+
+
+def test_a_still_picture_holds_every_feature_and_count(chance, tmp_path):
+    found = ct.compare({name: chance(k) for k, name in enumerate(("a", "b", "<c>"))})
+    found.save_svg(tmp_path / "still.svg")
+    tree = ElementTree.parse(tmp_path / "still.svg")
+    tags = [one.tag.rpartition("}")[2] for one in tree.iter()]
+    assert tags.count("circle") == len(found.features)
+    said = ["".join(one.itertext()) for one in tree.iter() if one.tag.endswith("text")]
+    for name, kind in found.classes.items():
+        head = {"shared": "in all 3", "some": "in some"}.get(name, name)
+        assert said[said.index(head) + 1] == str(kind.count)
+    two = ct.compare({"a": chance(1), "b": chance(2)})
+    two.save_svg(tmp_path / "two.svg")
+    assert "in both" in (tmp_path / "two.svg").read_text(encoding="utf-8")
+
+
 def refused(said, *arguments, **extra):
     with pytest.raises(InputError, match=said):
         ct.compare(*arguments, **extra)
@@ -226,7 +283,6 @@ def test_bad_input_is_refused_with_what_to_do(graph, chance):
     refused('must be "id"', {"a": one, "b": other}, match="name")
     texts = {"a": ["x", "y"], "b": ["z", "w"]}
     refused("pass it as model=", {"a": one, "b": other}, baseline=texts)
-    refused("has columns c, d", {"a": one, "b": other}, baseline={"c": ["x", "y"], "d": ["z", "w"]})
     refused("ragged", {"a": one, "b": other}, baseline={"a": ["x"], "b": ["z", "w"]})
     with pytest.raises(InputError, match="no graph 'c' here; names are a, b"):
         ct.compare({"a": one, "b": other}).only("c")

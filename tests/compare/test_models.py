@@ -70,6 +70,29 @@ def test_decoders_find_a_permutation_exactly(kind):
     assert [f.ids for f in back.features] == [f.ids for f in found.features]
 
 
+def bases(found):
+    return [layer.baseline for layer in found.overlap["a", "b"].layers]
+
+
+def test_decoders_are_measured_against_unrelated_texts(model):
+    """A permuted set shares all of a text with itself, and of two texts what one model shares."""
+    other, _ = permuted(model)
+    prompts, models = {"a": TEXTS["en"], "b": TEXTS["en"]}, {"a": model, "b": other}
+    found = ct.compare(prompts, models, match="decoder", baseline=ROWS)
+    plain = ct.compare(prompts, {"a": model, "b": model}, match="decoder", baseline=ROWS)
+    assert found.overlap.rows == 8
+    for layer, wanted in zip(bases(found), bases(plain), strict=True):
+        assert layer.unrelated.mean == pytest.approx(wanted.unrelated.mean, abs=1e-12)
+    columns = {"x": ROWS["en"], "y": ROWS["fr"]}
+    assert bases(ct.compare(prompts, models, match="decoder", baseline=columns)) == bases(found)
+    for layer in bases(found):
+        assert layer.parallel.mean == 1 and layer.parallel.n == 8
+        assert layer.unrelated.mean < 1 and layer.unrelated.n == 48 and layer.above > 0.5
+    assert not any("no baseline" in said for said in found.notices)
+    with pytest.raises(InputError, match="has columns"):
+        ct.compare(prompts, model, baseline=ROWS)
+
+
 def test_ids_of_different_sets_are_not_taken_for_the_same(model):
     other, _ = permuted(model)
     text = TEXTS["en"]

@@ -8,7 +8,8 @@ import torch
 
 import circuit_tracer as ct
 from circuit_tracer.changes import Clamp, Scale
-from circuit_tracer.comparing.swap import alignment, language_features, swap
+from circuit_tracer.comparing.alignment import abroad, alignment, differing
+from circuit_tracer.comparing.swap import language_features, swap
 from circuit_tracer.errors import InputError
 
 RECEIVER, DONOR = "w9 w21 w5 w33", "w9 w12 w5 w33"
@@ -29,6 +30,14 @@ def test_positions_are_aligned_by_equal_ends():
     assert alignment([0, 1, 2, 3, 4], [0, 9, 8, 4]) == {1: 2, 2: 3, 3: 4}
     assert alignment([0, 1, 4], [0, 1, 9, 8, 4]) == {1: 1, 4: 2}
     assert alignment([0, 1], [0, 1]) == {1: 1}
+    assert differing([0, 7, 8, 5, 9], [0, 7, 6, 6, 5, 9]) == [2]
+    assert differing([0, 7], [0, 7]) == [] and differing([0, 7, 8], [0, 7]) == [2]
+
+
+def test_abroad_what_is_swapped_meets_its_like_and_the_rest_goes_from_the_end():
+    assert abroad([4], [1], n_receiver=6, n_donor=5) == {1: 4, 2: 2, 3: 3, 4: 5}
+    assert abroad([], [], n_receiver=3, n_donor=5) == {3: 1, 4: 2}
+    assert abroad([1, 2], [3], n_receiver=4, n_donor=4) == {2: 3, 3: 2}
 
 
 def own(one, other):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import runpy
 import subprocess
 import sys
 
@@ -10,7 +12,10 @@ import pytest
 
 from tests.house.repository import ROOT
 
+SHORTER = {"gallery": ["--only", "antonyms", "--rows", "4"]}
+"""Arguments with which an example takes seconds."""
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+GALLERY = runpy.run_path(str(ROOT / "examples" / "gallery.py"))["PROMPTS"]
 
 
 def test_there_are_examples():
@@ -22,7 +27,7 @@ def test_there_are_examples():
 def test_it_runs(path, tmp_path):
     paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
     ran = subprocess.run(
-        [sys.executable, path],
+        [sys.executable, path, *SHORTER.get(path.stem, ())],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"},
         capture_output=True,
@@ -30,3 +35,18 @@ def test_it_runs(path, tmp_path):
     )
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.strip()
+
+
+def test_the_gallery_of_the_docs_is_the_command_s():
+    """The numbers of the page are those in its pictures, and its prompts the example's."""
+    page = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
+    assert set(GALLERY) == set(re.findall(r"images/gallery-([\w-]+)\.svg", page))
+    for name, prompts in GALLERY.items():
+        part = next(s for s in page.split("\n## ") if f"gallery-{name}.svg" in s)
+        if name != "two-steps":
+            assert all(f"`{prompt}`" in part for prompt in prompts.values())
+        drawn = (ROOT / "docs" / "images" / f"gallery-{name}.svg").read_text(encoding="utf-8")
+        counts = re.findall(r'class="quiet" x="[\d.]+" y="40" text-anchor="middle">(\d+)<', drawn)
+        whole, shared = sum(map(int, counts)), counts[0]
+        assert drawn.count("<circle") == whole
+        assert re.search(rf"\b{whole}\b", part) and re.search(rf"\b{shared}\b", part)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sqlite3
+import subprocess
+import sys
+import time
 from collections import defaultdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +19,7 @@ from tiny import replacement
 from circuit_tracer.errors import InputError
 from circuit_tracer.features import Detail, annotate, build, count, merge, open_store
 from circuit_tracer.features.corpus import Document
+from circuit_tracer.features.joining import join
 from circuit_tracer.features.part import Part
 from circuit_tracer.features.tally import BINS, bin_edges, bin_of, groups
 from circuit_tracer.forward import run
@@ -118,6 +124,18 @@ def test_examples_show_the_activation_of_every_token(model, store):
                     assert example.activations[position] == pytest.approx(value, rel=6e-3)
 
 
+def test_features_are_silent_in_their_silent_texts(model, store):
+    fired, _ = brute(model)
+    active = {key: {cell[0] for cell in cells} for key, cells in fired.items()}
+    seen = 0
+    for row in store:
+        for example in store.feature(row.layer, row.id).silent:
+            ids = tuple(model.tokenizer.convert_tokens_to_ids(list(example.tokens)))
+            assert ids not in active[row.layer, row.id] and not any(example.activations[1:])
+            seen += 1
+    assert seen > 20
+
+
 def test_random_positives_fire_and_quantiles_descend(store):
     for row in store:
         found = store.feature(row.layer, row.id).groups
@@ -154,6 +172,41 @@ def test_shards_merged_equal_one_build(model, store, tmp_path, shards):
     assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "merged.sqlite", *parts])
 
 
+@pytest.mark.parametrize("cut", [([0], [1], [2]), ([2, 0], [1])])
+def test_stores_of_some_layers_joined_equal_one_build(model, store, tmp_path, cut):
+    paths = [tmp_path / "".join(map(str, layers)) for layers in cut]
+    for path, layers in zip(paths, cut, strict=True):
+        build(model, texts(), path, top=5, sample=6, detail=DETAIL, layers=layers)
+        assert open_store(path).layers == tuple(sorted(layers))
+    join(paths[::-1], tmp_path / "joined")
+    assert (tmp_path / "joined").read_bytes() == store.path.read_bytes()
+
+
+def test_shards_of_texts_and_of_layers_go_together(model, store, tmp_path):
+    for layers in ([0, 1], [2]):
+        parts = [tmp_path / f"{layers}{k}" for k in range(2)]
+        for k, part in enumerate(parts):
+            count(model, texts(), part, top=5, sample=6, shard=(k, 2), layers=layers)
+        merge(model, parts, tmp_path / str(layers), DETAIL)
+    join([tmp_path / "[0, 1]", tmp_path / "[2]"], tmp_path / "joined")
+    assert (tmp_path / "joined").read_bytes() == store.path.read_bytes()
+
+
+def test_labels_are_joined_and_stores_that_do_not_fit_refused(model, tmp_path):
+    from circuit_tracer.features.feature import Label
+
+    for name, number, layers in (("a", 9, [0, 2]), ("b", 9, [1]), ("c", 8, [1]), ("d", 9, [2])):
+        build(model, texts(number), tmp_path / name, layers=layers)
+    open_store(tmp_path / "b").set_labels({(1, 3): Label("mine", "me", 0.5)})
+    join([tmp_path / "a", tmp_path / "b"], tmp_path / "joined")
+    assert open_store(tmp_path / "joined").given == {(1, 3): Label("mine", "me", 0.5)}
+    with pytest.raises(InputError, match="its .* is .*, and not"):
+        join([tmp_path / "a", tmp_path / "c"], tmp_path / "e")
+    with pytest.raises(InputError, match="both hold layer 2"):
+        join([tmp_path / "a", tmp_path / "d"], tmp_path / "e")
+    assert not (tmp_path / "e").exists()
+
+
 @pytest.mark.parametrize("after", [1, 7, 39])
 def test_an_interrupted_build_that_goes_on_equals_an_uninterrupted_one(
     model, store, tmp_path, monkeypatch, after
@@ -174,6 +227,49 @@ def test_an_interrupted_build_that_goes_on_equals_an_uninterrupted_one(
     build(model, texts(), path, top=5, sample=6, detail=DETAIL)
     assert contents(path) == contents(store.path)
     assert [p.name for p in tmp_path.iterdir()] == ["store.sqlite"]
+
+
+BUILD = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from test_build import DETAIL, texts
+from tiny import replacement
+from circuit_tracer.features import build, building
+building.SAVED = 0.0
+def slowly():
+    for document in texts():
+        time.sleep(0.05)
+        yield document
+build(replacement(kind="plt", activation="jump_relu"), slowly(), {path!r}, 5, 6, DETAIL)
+"""
+
+
+def test_a_build_that_was_killed_goes_on(model, store, tmp_path):
+    """Killed for real, in the middle, while it writes as often as it can."""
+    if model.transcoders.kind != "plt":
+        pytest.skip("once is enough")
+    folder = Path(__file__).parent
+    path, part = tmp_path / "store.sqlite", tmp_path / "store.sqlite.part"
+    script = BUILD.format(tests=str(folder), path=str(path))
+    roots = [folder.parent.parent, folder.parent.parent / "kernels", folder.parent]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, roots))}
+    process = subprocess.Popen([sys.executable, "-c", script], env=environment)
+    try:
+        while process.poll() is None and not (part.exists() and _done(part) >= 3):
+            time.sleep(0.02)
+    finally:
+        process.kill()
+        process.wait()
+    assert not path.exists() and 3 <= Part.open(part).done < len(texts())
+    build(model, texts(), path, top=5, sample=6, detail=DETAIL)
+    assert path.read_bytes() == store.path.read_bytes()
+
+
+def _done(part) -> int:
+    try:
+        return Part.open(part).done
+    except InputError:
+        return 0
 
 
 def test_a_build_interrupted_while_describing_goes_on(model, store, tmp_path):
@@ -278,6 +374,8 @@ def test_a_build_of_nothing_is_refused(model, tmp_path):
         build(model, [], tmp_path / "s")
     with pytest.raises(InputError, match="at least one"):
         build(model, texts(), tmp_path / "s", top=0)
+    with pytest.raises(InputError, match="some of 0 to 2"):
+        build(model, texts(), tmp_path / "s", layers=[3])
 
 
 def test_annotate_names_the_features_of_a_graph_and_keeps_what_is_named(model, store):

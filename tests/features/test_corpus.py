@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import sys
 
 import pytest
@@ -40,8 +41,28 @@ def test_every_format_is_read_in_order(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.txt", "un\nzwei\n小\n"),
+        ("a.tsv", "text\tlanguage\nun\t\nzwei\t\n小\t\n"),
+        ("a.csv", "text\nun\nzwei\n小\n"),
+        ("a.jsonl", '{"text": "un"}\n{"text": "zwei"}\n{"text": "小"}\n'),
+    ],
+)
+def test_compressed_files_hold_what_the_others_hold(tmp_path, name, data):
+    (tmp_path / f"{name}.gz").write_bytes(gzip.compress(data.encode()))
+    assert read(tmp_path / f"{name}.gz") == [Document("un"), Document("zwei"), Document("小")]
+    assert read(tmp_path) == read(tmp_path / f"{name}.gz")
+    (tmp_path / f"{name}.gz").write_bytes(gzip.compress(data.encode())[:-9])
+    with pytest.raises(InputError, match="cannot read"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("name", "data", "message"),
     [
+        ("a.txt.gz", b"no gzip", "cannot read"),
+        ("a.gz", b"x", "or these and .gz"),
         ("a.txt", b"\n \n", "holds no text"),
         ("a.txt", b"caf\xe9", "not UTF-8"),
         ("a.tsv", b"texts\nx\n", "'text'; it begins with \\['texts'\\]"),

@@ -110,8 +110,8 @@ def test_other_safetensors_and_newer_versions(saved):
     save_file(tensors, saved)
     with pytest.raises(GraphFileError, match="not a graph"):
         Graph.load(saved)
-    save_file(tensors, saved, {"format": "circuit-graph", "version": "2"})
-    with pytest.raises(GraphFileError, match=r"version 2.*newer"):
+    save_file(tensors, saved, {"format": "circuit-graph", "version": "3"})
+    with pytest.raises(GraphFileError, match=r"version 3.*newer"):
         Graph.load(saved)
 
 

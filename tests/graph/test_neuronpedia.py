@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -11,9 +13,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from circuit_tracer import file_kind
 from circuit_tracer.errors import GraphFileError, InputError
 from circuit_tracer.graph import Graph, Target
-from circuit_tracer.neuronpedia import feature_number
+from circuit_tracer.neuronpedia import feature_number, read
 
 
 def test_reads_the_reference_tools_file(reference_json, reference, llama):
@@ -199,3 +202,93 @@ def test_missing_file(tmp_path):
 def test_slug_is_made_from_the_prompt(llama, tmp_path):
     llama.to_json(tmp_path / "g.json")
     assert json.loads((tmp_path / "g.json").read_text())["metadata"]["slug"].startswith("bos-w10")
+
+
+def test_pins_and_supernodes_are_read_and_what_is_lost_is_said(tmp_path):
+    given = {
+        "pinnedIds": ["E_5_0", "0_1_1", "7_7_7"],
+        "supernodes": [["hello", "1_8_1", "0_1_1"], ["gone", "8_8_8"], []],
+        "clerps": [["0_1_1", "says hi"], ["E_5_0", "no feature"], "nonsense"],
+    }
+    path = write(tmp_path, small(qParams=given))
+    found, graph = read(path), Graph.read(path)
+    assert [graph.nodes[row].id for row in found.pinned] == ["E_5_0", "0_1_1"]
+    names = [(name, [graph.nodes[row].id for row in rows]) for name, rows in found.supernodes]
+    assert names == [("hello", ["1_8_1", "0_1_1"])]
+    assert found.lost == ("7_7_7", "8_8_8")
+    assert {key: note.label for key, note in graph.notes.items()} == {
+        (0, 1): "says hi",
+        (1, 8): "greeting",
+    }
+    assert read(write(tmp_path, small(qParams={"pinnedIds": None}))).pinned == ()
+
+
+def test_on_neuronpedia_the_scan_is_a_model(tmp_path):
+    document = small()
+    assert Graph.read(write(tmp_path, document)).provenance.transcoders == "x"
+    document["metadata"]["feature_details"] = {"neuronpedia_source_set": "plt-16k"}
+    origin = Graph.read(write(tmp_path, document)).provenance
+    assert (origin.model, origin.transcoders) == ("x", "plt-16k")
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.sampled_from(["E_5_0", "0_1_1", "1_8_1", "3_9_1", "9_9_9", ""]), max_size=6),
+    st.lists(st.lists(st.sampled_from(["a", "b", "0_1_1", "1_8_1"]), max_size=4), max_size=4),
+)
+def test_any_pins_and_supernodes_are_there_or_lost(tmp_path_factory, pinned, groups):
+    document = small(qParams={"pinnedIds": pinned, "supernodes": groups})
+    path = write(tmp_path_factory.mktemp("j"), document)
+    found = read(path)
+    asked = set(pinned) | {one for group in groups for one in group[1:]}
+    assert set(found.lost) == asked - {node["node_id"] for node in document["nodes"]}
+    assert len(found.pinned) == len(set(pinned) - set(found.lost))
+    for name, rows in found.supernodes:
+        assert rows and name in {group[0] for group in groups if group}
+
+
+def test_a_file_may_be_compressed_and_begin_with_a_mark(tmp_path):
+    text = json.dumps(small()).encode()
+    for number, content in enumerate((gzip.compress(text), b"\xef\xbb\xbf" + text, b" \n" + text)):
+        path = tmp_path / f"{number}.any"
+        path.write_bytes(content)
+        assert torch.equal(Graph.read(path).dense(), Graph.from_json(path).dense())
+
+
+def test_any_saved_graph_is_told_by_its_content(llama, tmp_path, reference_json):
+    llama.save(tmp_path / "a.json")
+    assert torch.equal(Graph.read(tmp_path / "a.json").dense(), llama.dense())
+    assert Graph.read(reference_json).index.n_layers == 4
+
+
+WRONG_KIND = {
+    "nothing": (b"", "is empty"),
+    "half a json": (b'{"metadata": {', "cut short"),
+    "half a gzip": (gzip.compress(json.dumps(small()).encode())[:90], "cut short"),
+    "labels": (b'{"labels": [], "more": 1}', "this file has labels, more"),
+    "a list": (b"[1, 2]", "this file has none of them"),
+    "text": (b"The opposite of small is", "not a graph at all"),
+    "an old pickle": (pickle.dumps({"a": print}, 2), "could run code"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG_KIND)
+def test_files_that_are_no_graph_are_refused_by_what_they_are(tmp_path, what):
+    content, said = WRONG_KIND[what]
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    with pytest.raises(GraphFileError, match=said) as caught:
+        Graph.read(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_file_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(file_kind, "LARGEST", 1 << 20)
+    path = tmp_path / "bomb.json.gz"
+    path.write_bytes(gzip.compress(b"[" + b" " * (2 << 20)))
+    with pytest.raises(GraphFileError, match="more than"):
+        Graph.read(path)
+
+
+def test_a_graph_says_what_it_is(llama):
+    assert repr(llama).endswith(": 214 features, 10 targets)")

@@ -19,11 +19,12 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import circuit_tracer as ct
-from circuit_tracer.errors import InputError, TranscoderError
+from circuit_tracer.errors import InputError, OutputError, TranscoderError
 from circuit_tracer.models.load import fetch_file, open_transcoders
 from circuit_tracer.replacement import ReplacementModel
 from circuit_tracer.transcoders.formats.config import read_config
 from circuit_tracer.transcoders.formats.opening import FORMATS, open_set
+from circuit_tracer.transcoders.formats.writing import write_saelens
 
 LISTED = dict(
     model_kind="transcoder_set",
@@ -509,6 +510,43 @@ def test_a_negative_threshold_is_zero_to_saelens(tmp_path):
     tensors(S + "sae_weights.safetensors", threshold=torch.full((20,), -1.0))(folder)
     x = torch.randn(5, tiny.WIDTH, dtype=torch.float64)
     assert (open_set(folder).encode(0, x)[1] > 0).all()
+
+
+@pytest.mark.parametrize("activation", ["relu", "jump_relu"])
+@pytest.mark.parametrize("skip", [False, True])
+def test_what_is_written_for_saelens_is_read_as_it_was(tmp_path, activation, skip):
+    wanted = tiny.transcoders(activation=activation, skip=skip)
+    write_saelens(wanted, tmp_path / "set", model_name="m")
+    assert_same(open_set(tmp_path / "set"), wanted)
+    config = json.loads((tmp_path / "set" / "layer_1" / "cfg.json").read_text())
+    assert config["metadata"]["model_name"] == "m" and not config["apply_b_dec_to_input"]
+    with pytest.raises(OutputError, match="exists"):
+        write_saelens(wanted, tmp_path / "set")
+    write_saelens(wanted, tmp_path / "set", replace=True)
+    (tmp_path / "set" / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match="is not a folder of transcoders"):
+        write_saelens(wanted, tmp_path / "set", replace=True)
+
+
+@pytest.mark.parametrize(
+    "changed, says",
+    [
+        ({"kind": "clt"}, "no cross-layer"),
+        ({"activation": "topk"}, "not TopK"),
+        ({"activation": "jump_relu"}, "no threshold is below zero"),
+    ],
+)
+def test_what_saelens_cannot_hold_is_refused(tmp_path, changed, says):
+    found = tiny.transcoders(**changed)
+    if found.layer(1).activation.threshold is not None:
+        weights = found.layer(1)
+        lower = replace(weights.activation, threshold=weights.activation.threshold - 9)
+        source = {n: found.layer(n) for n in range(found.n_layers)}
+        source[1] = replace(weights, activation=lower)
+        found = replace(found, source=source.__getitem__, _open={})
+    with pytest.raises(OutputError, match=says):
+        write_saelens(found, tmp_path / "set")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("entry", ["../secret.safetensors", "link.safetensors", "/etc/hostname"])

@@ -124,14 +124,19 @@ def test_an_unfinished_training_of_something_else_is_refused(tmp_path):
 
 def test_card_figures_and_curves_lie_beside_the_weights(tmp_path):
     settings = dataclasses.replace(SHORT, activation="topk")
-    make(adapter(), tiny.tokenizer(), texts(), tmp_path / "set", settings)
+    plan = Plan(save_every=2, note_every=2)
+    make(adapter(), tiny.tokenizer(), texts(), tmp_path / "set", settings, plan)
     card = (tmp_path / "set" / "README.md").read_text()
     assert "top-1 agreement" in card and "would misread this folder: it reads TopK" in card
     figures = json.loads((tmp_path / "set" / "training.json").read_text())
     assert figures["settings"]["k"] == 6 and figures["tokens"] == 6 * 64
     assert figures["moments"][-1]["step"] == 6
+    looked = [moment["step"] for moment in figures["moments"] if moment["kl"] is not None]
+    assert looked == [2, 4]
     page = (tmp_path / "set" / "report.html").read_text()
-    assert "Plotly.newPlot" in page and "L0 against MSE" in page
+    assert "Plotly.newPlot" in page and all(
+        title in page for title in ("L0 against MSE", "top-1 agreement, held-out", "KL, nats, held")
+    )
     assert "src=" not in page.split("<body>")[0]
 
 
@@ -140,6 +145,13 @@ def test_a_destination_that_is_taken_is_refused_before_any_work(tmp_path):
     with pytest.raises(OutputError, match="exists"):
         make(adapter(), tiny.tokenizer(), texts(), tmp_path / "set", SHORT)
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_text_shorter_than_a_batch_is_gone_through_again(tmp_path):
+    few = ["w4 w5 w6 w7 w8 w9 w10 w11", "", "w5"]
+    make(adapter(), tiny.tokenizer(), few, tmp_path / "set", SHORT)
+    figures = json.loads((tmp_path / "set" / "training.json").read_text())
+    assert figures["epoch_tokens"] < SHORT.batch and figures["tokens"] == 6 * 64
 
 
 def test_divergence_stops_with_the_reason():
@@ -185,6 +197,45 @@ def test_worries_are_said_early_and_once():
 def test_settings_that_cannot_be_are_refused(changed, says):
     with pytest.raises(InputError, match=says):
         dataclasses.replace(SHORT, **changed)
+
+
+@pytest.mark.parametrize("activation", FUNCTIONS)
+def test_in_bfloat16_arithmetic_weights_stay_float32_and_learn(activation, monkeypatch):
+    mixed = torch.autocast("cpu", torch.bfloat16)
+    monkeypatch.setattr(Trainer, "_arithmetic", lambda self: mixed)
+    settings = Settings(features=32, k=6, steps=60, batch=64, activation=activation, seed=1)
+    under_way = trainer(adapter(dtype=torch.float32), settings)
+    seen = []
+    under_way.net.w_dec[0].register_hook(lambda gradient: seen.append(gradient.dtype))
+    values = {}
+
+    def encode(inputs, original=under_way.net.encode):
+        values["dtype"] = (found := original(inputs))[0].dtype
+        return found
+
+    monkeypatch.setattr(under_way.net, "encode", encode)
+    under_way.run(60, note_every=20)
+    assert values["dtype"] == torch.bfloat16 and set(seen) == {torch.float32}
+    assert {value.dtype for value in under_way.weights().values()} == {torch.float32}
+    first, *_, last = (statistics.fmean(moment.nmse) for moment in under_way.moments)
+    assert last < 0.9 * first and last < 0.9
+
+
+@pytest.mark.parametrize("kind, activation", [("clt", "relu"), ("plt", "topk")])
+def test_what_saelens_cannot_hold_is_refused_before_any_work(kind, activation, tmp_path):
+    settings = dataclasses.replace(SHORT, kind=kind, activation=activation)
+    with pytest.raises(InputError, match="no clt, no topk"):
+        make(adapter(), tiny.tokenizer(), texts(), tmp_path / "set", settings, Plan(saelens=True))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_set_is_written_for_saelens_too(tmp_path):
+    make(adapter(), tiny.tokenizer(), texts(), tmp_path / "set", SHORT, Plan(saelens=True))
+    here, there = (open_transcoders(str(tmp_path / name)) for name in ("set", "set/saelens"))
+    x = torch.randn(50, tiny.WIDTH, dtype=torch.float64)
+    for layer in range(tiny.LAYERS):
+        for a, b in zip(here.encode(layer, x), there.encode(layer, x), strict=True):
+            assert torch.equal(a, b)
 
 
 @pytest.mark.gpu

@@ -11,6 +11,7 @@ from circuit_tracer.view.compared import (
     ComparedEdge,
     ComparedFeature,
     ComparedGraph,
+    ComparedRole,
     ComparisonDrawing,
     LayerOverlaps,
 )
@@ -44,7 +45,9 @@ def compared(names=("en", "fr"), n_layers=12, n_features=180, seed=0, **changes)
     features = [_feature(number, names, n_layers, rng) for number in range(n_features)]
     given = {
         "graphs": tuple(
-            ComparedGraph(name, _drawing(place, name, features, n_layers, rng))
+            ComparedGraph(
+                name, _drawing(place, name, features, n_layers, rng), href=f"page%20{place}.html"
+            )
             for place, name in enumerate(names)
         ),
         "features": tuple(features),
@@ -61,6 +64,7 @@ def compared(names=("en", "fr"), n_layers=12, n_features=180, seed=0, **changes)
             for place in range(len(names))
         ),
         "edges": _edges(features, len(names), rng),
+        "roles": _roles(features, len(names)),
         "summary": "Of these features, most are active in one graph only.",
         "about": {"version": "0.1.0", "corpus": "bundled"},
     }
@@ -166,6 +170,12 @@ def _overlap(places, features, n_layers, rng):
     band = tuple((0.02, 0.06 + 0.02 * rng.random(), 0.12) for _ in range(n_layers))
     same = tuple((0.2, 0.3 + 0.1 * rng.random(), 0.5) for _ in range(n_layers))
     return LayerOverlaps(places, tuple(weighted), tuple(plain), band, band, same, same)
+
+
+def _roles(features, size):
+    """Of the first two features that two graphs have alone."""
+    alone = [next(k for k, f in enumerate(features) if f.owners == (place,)) for place in (0, 1)]
+    return (ComparedRole((*alone, *(None,) * (size - 2)), 0.91),)
 
 
 def _edges(features, size, rng):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from circuit_tracer.view import Drawing, DrawnNode, render
-from circuit_tracer.view.drawing import fitted
+from circuit_tracer.view.drawing import DrawnGroup, fitted
 from circuit_tracer.view.payload import encode, packed
 
 FRENCH = (
@@ -102,8 +102,20 @@ def synthetic(
         n_layers=n_layers,
         nodes=tuple(nodes),
         edges=_edges(nodes, n_edges, negative, rng),
+        groups=_groups(nodes),
         **(given | changes),
     )
+
+
+def _groups(nodes):
+    """For each of some labels its three most influential features, as a supernode to offer."""
+    found = []
+    for place, label in enumerate(NAMES[:9]):
+        members = [i for i, node in enumerate(nodes) if node.label == label]
+        members.sort(key=lambda i: -nodes[i].influence)
+        if len(members) > 2:
+            found.append(DrawnGroup(label, tuple(members[:3]), 0.3 / (place + 1)))
+    return tuple(found)
 
 
 def _embedding(tokens, position, rng):

@@ -101,7 +101,7 @@ def click_mark(page, row):
 
 def rings(page):
     """By place of the graph, the ids of the ringed nodes."""
-    return page.js("""() => [...document.querySelectorAll("#graphs .card")]
+    return page.js("""() => [...document.querySelectorAll("#graphs .side-graph")]
         .map((card) => [...card.querySelectorAll("[data-ring]")]
             .map((ring) => ring.dataset.ring))""")
 
@@ -187,7 +187,7 @@ def test_a_click_rings_the_feature_in_every_graph_that_has_it(page, five):
 def test_a_click_on_a_node_of_a_graph_selects_its_feature(page, five):
     feature = five.features[five.lanes()["all"][0]]
     go(page, f"#feature={feature.key}")
-    page.js("""() => document.querySelector("#graphs .card:nth-child(2) .nodes [data-row]")
+    page.js("""() => document.querySelector("#graphs .side-graph:nth-child(2) .nodes [data-row]")
         .dispatchEvent(new MouseEvent("click", { bubbles: true }))""")
     page.settle()
     assert rings(page)[1], "the second graph has what was clicked in it"
@@ -351,6 +351,33 @@ def test_saved_files_hold_what_is_shown(page, five):
         page.tab.click("#save summary")
         page.tab.click("[data-save=svg]")
     assert download.value.suggested_filename == "comparison-en-fr-zh-ar-es.svg"
+    with page.tab.expect_download() as download:
+        page.tab.click("#save summary")
+        page.tab.click("[data-save=png]")
+    assert Path(download.value.path()).read_bytes().startswith(b"\x89PNG")
+
+
+@browses
+def test_roles_lead_from_one_language_to_another(page, five):
+    one, other = five.roles[0].members[:2]
+    page.tab.click(f"#panel .role button >> nth={1}")
+    page.settle()
+    assert page.js("() => circuit.state.selected") == other
+    page.tab.click("#panel .role button >> nth=0")
+    page.settle()
+    assert page.js("() => circuit.state.selected") == one
+
+
+@browses
+def test_a_graph_leads_to_its_own_page_at_the_feature(page, five):
+    shared = ranked(five.features)[0]
+    go(page, f"#feature={five.features[shared].key}")
+    for place in five.features[shared].owners:
+        href = page.js(
+            "(place) => document.querySelector(`[data-graph='${place}'] a`)?.getAttribute('href')",
+            place,
+        )
+        assert href.startswith(f"page%20{place}.html#node={five.features[shared].layer}_")
 
 
 @browses

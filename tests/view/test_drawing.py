@@ -12,7 +12,14 @@ import pytest
 
 from circuit_tracer.errors import InputError
 from circuit_tracer.view import Drawing, DrawnNode, figure, render
-from circuit_tracer.view.drawing import error_share, fitted, holding, start_share, strongest_edges
+from circuit_tracer.view.drawing import (
+    DrawnGroup,
+    error_share,
+    fitted,
+    holding,
+    start_share,
+    strongest_edges,
+)
 from circuit_tracer.view.layout import layout, rows_of
 from circuit_tracer.view.payload import encode, packed
 from circuit_tracer.view.wording import literal, shortened, title, visible
@@ -38,6 +45,8 @@ def tiny(nodes=(EMBEDDING, FEATURE, LOGIT), edges=((0, 1, 1.5), (1, 2, -0.5)), *
         ({"nodes": (replace(FEATURE, position=1),)}, "the prompt has positions 0 to 0"),
         ({"nodes": (replace(FEATURE, layer=3),)}, "layers are -1 \\(embeddings\\) to 2"),
         ({"nodes": (replace(FEATURE, influence=float("inf")),)}, "has the influence inf"),
+        ({"groups": (DrawnGroup("g", (0, 3), 0.1),)}, "members \\(0, 3\\); nodes are 0 to 2"),
+        ({"groups": (DrawnGroup("g", (), 0.1),)}, "it needs one"),
     ],
 )
 def test_a_drawing_that_cannot_be_drawn_is_refused_with_its_reason(changes, says):
@@ -94,6 +103,11 @@ def test_what_does_not_fit_is_dropped_weakest_first_and_said():
         f"{len(drawing.nodes):,} nodes and 60 of 2,000 edges."
     )
     assert fitted(drawing) is drawing
+    names = {g.name: {drawing.nodes[i].id for i in g.members} for g in drawing.groups}
+    left = {n.id for n in kept.nodes}
+    assert {g.name: {kept.nodes[i].id for i in g.members} for g in kept.groups} == {
+        name: members & left for name, members in names.items() if len(members & left) > 1
+    }
 
 
 @pytest.mark.parametrize(("count", "rows"), [(1, 1), (3, 1), (4, 2), (8, 2), (9, 3), (40, 3)])
@@ -128,6 +142,9 @@ def test_the_payload_reads_back_as_the_drawing():
     targets, sources = np.frombuffer(numbers[: 8 * n], "<u4").reshape(2, n)
     weights = np.frombuffer(numbers[8 * n :], "<f4")
     assert head["id"] == [node.id for node in drawing.nodes]
+    assert head["groups"] == [
+        [g.name, [*g.members], pytest.approx(g.share)] for g in drawing.groups
+    ]
     back = {(s, t): w for s, t, w in zip(sources, targets, weights, strict=True)}
     assert back == {(s, t): pytest.approx(w, rel=1e-6) for s, t, w in drawing.edges}
 

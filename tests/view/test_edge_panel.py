@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import pytest
 
-from circuit_tracer.facts import EdgeHeads
+from circuit_tracer.facts import EdgeHeads, HeadScore
 from circuit_tracer.view.drawing import fitted
 from tests.view.conftest import synthetic
 
@@ -31,14 +31,27 @@ def split(weight, crosses):
     )
 
 
+def taken_apart(drawing, edge):
+    """The score of an edge's strongest head: a drawn node, a pruned one, a bias, and a rest."""
+    ids = [node.id for node in drawing.nodes if node.kind == "feature"]
+    side = ((ids[0], 0.75), ("3_424242_1", -0.5), ("bias", 0.25))
+    kinds = {"feature": 0.25, "bias": 0.25, "error": 0.125}
+    query = drawing.nodes[edge[1]].position
+    look = HeadScore(0.625, 0.5, side, side[:2], kinds, {"feature": 0.625}, 7, 0)
+    return {(3, 1, query, 0): replace(look, key_side=((ids[0], 0.875), ("E_9_1", -0.25)))}
+
+
 @pytest.fixture(scope="session")
 def headed(drawing):
     """The usual drawing with heads for the stronger half of its edges."""
     strong = sorted(drawing.edges, key=lambda edge: -abs(edge[2]))
     known = strong[: len(strong) // 2]
     at = [node.position for node in drawing.nodes]
+    crossing = strongest(drawing)
     return replace(
         drawing,
+        looks=taken_apart(drawing, crossing),
+        names={"3_424242_1": "<b>pruned</b>"},
         totals={target: abs(weight) / SHARE for _, target, weight in reversed(strong)},
         heads={(s, t): split(weight, at[s] != at[t]) for s, t, weight in known},
     )
@@ -123,6 +136,60 @@ def test_a_row_of_a_node_leads_to_its_edge_and_the_heads_sum_to_the_weight(page,
     assert page.complaints == []
 
 
+def test_a_head_says_why_it_looks_there_and_either_side_is_the_score(page, headed):
+    edge = strongest(headed)
+    go(page, address(headed, edge))
+    why = page.tab.locator("#panel [data-key='head 3.1']")
+    why.focus()
+    page.tab.keyboard.press("Enter")
+    page.settle()
+    assert "head=3.1" in page.tab.url and why.get_attribute("aria-expanded") == "true"
+    assert page.js("() => document.activeElement.dataset.key") == "head 3.1"
+    assert page.tab.locator("#panel .look .facts dd").all_inner_texts() == ["+0.625", "50 %"]
+    ids = [node.id for node in headed.nodes if node.kind == "feature"]
+    wanted = {"query": [0.75, -0.5, 0.25, 0.125], "key": [0.875, -0.25]}
+    for side, parts_of_side in wanted.items():
+        rows = page.js(
+            """(side) => [...document.querySelectorAll(`[data-side=${side}] li`)].map((row) =>
+            [row.querySelector(".what").firstChild.textContent,
+             row.querySelector(".value").textContent,
+             row.querySelector(".bar").classList.contains("negative")])""",
+            side,
+        )
+        assert [read(value) for _, value, _ in rows] == parts_of_side
+        assert sum(read(value) for _, value, _ in rows) == 0.625, "they add up to the score"
+        assert [low for *_, low in rows] == [value < 0 for value in parts_of_side]
+        if side == "query":
+            assert [name for name, *_ in rows[1:]] == ["<b>pruned</b>", "Biases", "7 more"]
+        else:
+            assert rows[1][0] == f"Token “{headed.tokens[1].strip()}”"
+    said = page.tab.locator("#panel .look .sum").first.inner_text()
+    assert "features +0.250, biases +0.250, errors +0.125" in said and "+0.625" in said
+    assert page.tab.locator("#panel .look b").count() == 0
+    hash_ = page.js("() => location.hash")
+    page.js("() => { location.hash = ''; }")
+    page.settle()
+    page.js("(hash) => { location.hash = hash; }", hash_)
+    page.settle()
+    assert page.tab.locator("#panel .look").count() == 1
+    assert page.tab.locator(".notice").count() == 0
+    page.tab.locator(f"#panel .look [data-id='{ids[0]}']").first.click()
+    page.settle()
+    assert page.js("() => circuit.drawing().nodes[circuit.state.selected].id") == ids[0]
+    assert page.complaints == []
+
+
+def test_a_score_that_was_not_taken_apart_says_what_to_run(page, headed):
+    edge = strongest(headed)
+    go(page, address(headed, edge) + "&head=20.7")
+    query = headed.nodes[edge[1]].position
+    command = f"circuit-tracer query FILE qk --layer 20 --head 7 --query {query} --key 2"
+    assert page.tab.inner_text("#panel .look code.command") == command
+    assert "--qk all" in page.tab.inner_text("#panel .look")
+    go(page, address(headed, edge) + "&head=5.5")
+    assert "does not have (head)" in page.tab.inner_text("#notices")
+
+
 def test_the_address_names_the_edge_and_what_it_does_not_have_is_ignored_aloud(page, headed):
     edge = strongest(headed)
     go(page, address(headed, edge))
@@ -172,8 +239,11 @@ def test_an_edge_without_heads_says_what_to_run(page, headed):
 
 def test_the_panel_fits_a_phone(page, headed):
     page.tab.set_viewport_size({"width": 390, "height": 844})
-    go(page, address(headed, strongest(headed, crosses=False)))
-    assert page.js("() => document.documentElement.scrollWidth") <= 390
+    for width, edge in ((390, strongest(headed, crosses=False)), (320, strongest(headed))):
+        page.tab.set_viewport_size({"width": width, "height": 844})
+        go(page, address(headed, edge) + "&head=3.1")
+        assert page.tab.locator("#panel .look").count() == 1
+        assert page.js("() => document.documentElement.scrollWidth") <= width
     sizes = page.js("""() => [...document.querySelectorAll("#panel button, #panel a")]
         .map((one) => one.getBoundingClientRect().height)""")
     assert min(sizes) >= 44

@@ -6,6 +6,9 @@ import csv
 import io
 import json
 import os
+import re
+from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import quote
 from xml.etree import ElementTree
@@ -14,7 +17,7 @@ import pytest
 
 from circuit_tracer.view.drawing import by_influence, holding, strongest_edges
 from circuit_tracer.view.layout import layout
-from circuit_tracer.view.wording import title
+from circuit_tracer.view.wording import shortened, title
 
 pytestmark = pytest.mark.browser
 
@@ -266,9 +269,49 @@ def test_walking_on_and_back(page, drawing):
     page.tab.get_by_role("button", name="Back").click()
     page.settle()
     assert selected(page) == first.id
+    page.tab.get_by_role("button", name="Forward").click()
+    assert selected(page) == second
+    page.tab.keyboard.press("b")
+    assert selected(page) == first.id
+    page.settle()
     page.tab.go_back()
     page.settle()
     assert selected(page) == second, "the browser's own Back works too"
+    assert not page.tab.get_by_role("button", name="Forward").is_enabled()
+    page.tab.keyboard.press("Escape")
+    page.tab.keyboard.press("b")
+    assert selected(page) == second, "after Clear, Back leads to what was cleared"
+
+
+def best_steps(drawing, index):
+    """Nodes of the strongest path from a token through a node to an output, by all sums at hand."""
+    nodes, into = drawing.nodes, defaultdict(float)
+    for _, target, weight in drawing.edges:
+        into[target] += abs(weight)
+    share = {(s, t): abs(w) / into[t] for s, t, w in drawing.edges}
+    after = {i: (n.probability, [i]) for i, n in enumerate(nodes) if n.kind == "logit"}
+    before = {i: (1.0, [i]) for i, n in enumerate(nodes) if n.kind == "embedding"}
+    rising = sorted(share, key=lambda edge: nodes[edge[1]].layer)
+    for s, t in rising:
+        if s in before and before[s][0] * share[s, t] > before.get(t, (0.0,))[0]:
+            before[t] = before[s][0] * share[s, t], [*before[s][1], t]
+    for s, t in sorted(share, key=lambda edge: -nodes[edge[0]].layer):
+        if t in after and after[t][0] * share[s, t] > after.get(s, (0.0,))[0]:
+            after[s] = after[t][0] * share[s, t], [s, *after[t][1]]
+    return [*before.get(index, (0, [index]))[1], *after.get(index, (0, [index]))[1][1:]]
+
+
+@pytest.mark.parametrize("rank", [0, 11])
+def test_the_strongest_path_is_that_of_the_drawing(page, drawing, rank):
+    index = node_of(drawing, rank)
+    choose(page, drawing.nodes[index])
+    steps = best_steps(drawing, index)
+    assert len(steps) > 2
+    shown = page.tab.locator("#panel .way .step").all_inner_texts()
+    assert shown == [shortened(title(drawing.nodes[i]), 22) for i in steps]
+    drawn = page.js("() => document.querySelectorAll('#overlay .way').length")
+    seen = set(page.js("() => [...circuit.graph.shown]"))
+    assert drawn == sum({a, b} <= seen for a, b in pairwise(steps))
 
 
 def test_keyboard_alone_is_enough(page, drawing):
@@ -321,6 +364,9 @@ def test_hover_names_the_node(page, drawing):
         ("q", "petit%20%2F"),
         ("show", "table"),
         ("view", "5,30,2,12.5"),
+        ("show", "table&sort=-layer"),
+        ("show", "subgraph"),
+        ("column", "3"),
     ],
 )
 def test_every_key_of_the_address_goes_round(page, name, value):
@@ -356,6 +402,14 @@ def test_node_and_pins_go_round(page, drawing):
         "#q=%E0",
         "#theme=pink&__proto__=1",
         "#pins=a,b",
+        "#groups=name",
+        "#groups=name:nobody",
+        "#moved=x:1,2000",
+        "#feature=3",
+        "#column=99",
+        "#show=table&sort=colour",
+        "#section=%3Cb%3E",
+        "#section=nowhere",
     ],
 )
 def test_a_malformed_address_is_ignored_with_a_notice(page, hash):
@@ -373,6 +427,14 @@ def test_the_table_holds_the_same_nodes(page, drawing):
     shown = by_influence(drawing.nodes, holding(drawing, 0.8))
     names = page.tab.locator("#table tbody th").all_inner_texts()
     assert [name.strip() for name in names] == [title(drawing.nodes[i]) for i in shown[:200]]
+    page.tab.click("[data-sort=layer]")
+    layers = [drawing.nodes[i].layer for i in shown]
+    cells = page.tab.locator("#table tbody td:nth-child(3)").all_inner_texts()
+    assert cells == [f"L{n}" if n < 26 else "Out" for n in sorted(layers, reverse=True)[:200]]
+    page.tab.click("[data-sort=layer]")
+    assert page.tab.locator("#table tbody td:nth-child(3)").first.inner_text() == "Emb"
+    assert page.tab.locator("[aria-sort]").get_attribute("aria-sort") == "ascending"
+    page.tab.click("[data-sort=influence]")
     page.tab.locator("#table tbody button").nth(3).click()
     assert selected(page) == drawing.nodes[shown[3]].id
     page.tab.click("#as-table")
@@ -408,12 +470,64 @@ def test_saved_edges_and_graph_are_those_of_the_drawing(page, drawing):
     assert download.value.suggested_filename == "bos-Le-contraire-de-petit-est-le-plus.svg"
 
 
-def test_axe_finds_nothing_serious(page):
+def test_the_png_is_the_picture_in_double_size(page):
+    page.tab.click("#save summary")
+    with page.tab.expect_download() as download:
+        page.tab.click("[data-save=png]")
+    data = Path(download.value.path()).read_bytes()
+    assert data.startswith(b"\x89PNG\r\n\x1a\n")
+    size = [int.from_bytes(data[at : at + 4], "big") for at in (16, 20)]
+    assert size == [2 * n for n in page.js("() => [circuit.graph.width, circuit.graph.height]")]
+
+
+def test_a_feature_and_a_section_have_links_of_their_own(page, drawing):
+    node = drawing.nodes[node_of(drawing, 5)]
+    page.js("(hash) => { location.hash = hash; }", f"#feature={node.layer}.{node.feature}")
+    page.settle()
+    assert selected(page) == node.id
+    link = page.tab.locator("#panel h3 .link").last
+    link.click()
+    page.settle()
+    section = page.tab.url.rpartition("&section=")[2]
+    assert page.js("() => document.getElementById('section') !== null") and section
+    assert page.tab.locator(".notice").count() == 0
+    assert page.js("""() => { const box = document.getElementById("section");
+        const at = box.getBoundingClientRect(), panel = document.getElementById("panel");
+        return at.top < innerHeight && at.bottom > panel.getBoundingClientRect().top; }""")
+
+
+def test_it_prints_on_a4_landscape(page):
+    page.tab.emulate_media(media="print")
+    hidden = page.js("""() => ["#tools", "#sliders", "#zoom", "#tabs"].filter(
+        (name) => getComputedStyle(document.querySelector(name)).display !== "none")""")
+    sizes = re.findall(
+        rb"/MediaBox ?\[0 0 ([\d.]+) ([\d.]+)\]", page.tab.pdf(prefer_css_page_size=True)
+    )
+    page.tab.emulate_media(media="screen")
+    assert hidden == []
+    assert {(round(float(w)), round(float(h))) for w, h in sizes} == {(842, 595)}
+
+
+def test_wishes_of_the_system_are_heard(page):
+    page.tab.emulate_media(reduced_motion="reduce", forced_colors="active", color_scheme="dark")
+    page.settle()
+    found = page.js("""() => [
+        getComputedStyle(document.getElementById("canvas")).transitionDuration,
+        getComputedStyle(document.querySelector("#tabs [aria-selected=true]")).outlineStyle,
+        document.documentElement.dataset.theme]""")
+    page.tab.emulate_media(reduced_motion=None, forced_colors=None, color_scheme=None)
+    assert found == ["0s", "solid", "dark"]
+
+
+def test_axe_finds_nothing_serious(page, drawing):
     script = Path(os.environ.get("CIRCUIT_TRACER_AXE", "axe-core/axe.min.js"))
     if not script.is_file():
         pytest.skip("axe-core is not here; CIRCUIT_TRACER_AXE may name its axe.min.js")
     page.tab.evaluate(script.read_text(encoding="utf-8"))
-    for address in ("", "#theme=dark", "#q=petit", "#tab=about", "#show=table"):
+    members = [",".join(drawing.nodes[i].id for i in group.members) for group in drawing.groups[:2]]
+    pinned = f"#tab=pinned&groups=a:{members[0]};b:{members[1]}&show="
+    addresses = ("#theme=dark", "#q=petit", "#tab=about", "#show=table", pinned + "graph")
+    for address in ("", *addresses, pinned + "subgraph&theme=dark"):
         page.js("(hash) => { location.hash = hash; }", address)
         page.settle()
         found = page.js("() => axe.run()")["violations"]

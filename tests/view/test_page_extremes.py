@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from circuit_tracer.view import Drawing, DrawnNode, render
+from circuit_tracer.view.drawing import DrawnGroup
 from tests.view.conftest import synthetic
 
 pytestmark = pytest.mark.browser
@@ -39,18 +40,33 @@ def test_phones_scroll_down_but_never_sideways(open_page, drawing):
         page.settle()
         for tab in ("node", "pinned", "search", "about"):
             page.tab.click(f"#tab-{tab}")
+            if tab == "pinned" and width == 390:
+                page.tab.click("[data-key=draft]")
+                page.settle()
             assert page.js("() => document.documentElement.scrollWidth") <= width, tab
+            assert too_small(page) == [], tab
+        page.js("() => { location.hash += '&show=subgraph'; }")
+        page.settle()
+        assert page.tab.locator("#subgraph .card").count() > 8
+        assert page.js("() => document.documentElement.scrollWidth") <= width
+        page.js("() => { location.hash = location.hash.replace('&show=subgraph', ''); }")
+        page.settle()
         page.tab.click("#tab-node")
         page.tab.locator("#panel .row").nth(2).click()
         page.settle()
         assert page.js("() => document.documentElement.scrollWidth") <= width
-        small = page.js("""() => [...document.querySelectorAll("button, summary, input, #app a")]
-            .filter((e) => e.offsetParent && !e.matches(".skip"))
-            .map((e) => [e.id || e.className || e.textContent, e.offsetHeight])
-            .filter(([, high]) => high < 43.5)""")
-        assert small == []
+        assert too_small(page) == []
         page.tab.keyboard.press("Escape")
         page.settle()
+
+
+def too_small(page):
+    """What a finger would miss; a box to tick is as large as the label around it."""
+    return page.js("""() => [...document.querySelectorAll("button, summary, input, #app a")]
+        .map((e) => e.closest("label.tick-box") ?? e)
+        .filter((e) => e.offsetParent && !e.matches(".skip, .sr"))
+        .map((e) => [e.id || e.className || e.textContent, e.offsetHeight])
+        .filter(([, high]) => high < 43.5)""")
 
 
 def test_hostile_words_are_shown_literally(open_page):
@@ -64,8 +80,12 @@ def test_hostile_words_are_shown_literally(open_page):
     assert set(HOSTILE[:11]) <= set(names)
     ticks = page.tab.locator(".tokens-axis text").all_text_contents()
     assert "<b>bold</b>" in ticks and "</script><s…" in ticks
-    for tab in ("about", "pinned", "search"):
+    for tab in ("about", "search", "pinned"):
         page.tab.click(f"#tab-{tab}")
+    page.tab.click(".offered button")
+    assert page.tab.get_by_label("Name of the supernode").input_value() == HOSTILE[0]
+    assert HOSTILE[0] in page.tab.locator(".card title").all_text_contents()[0]
+    assert page.tab.locator("img, #app script").count() == 0
     assert (
         page.js("""() => new DOMParser().parseFromString(circuit.svgText(), "image/svg+xml")
         .querySelector("parsererror")?.textContent ?? null""")
@@ -101,6 +121,7 @@ def hostile():
         1,
         tuple(nodes),
         edges,
+        groups=(DrawnGroup(HOSTILE[0], (0, 1), 0.5),),
         about={"<b>": "</script>"},
         notices=("<img src=x onerror=alert(1)>",),
     )

@@ -13,18 +13,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from circuit_tracer.errors import TranscoderError
+from circuit_tracer.shapes import Tensor
 from circuit_tracer.transcoders.base import Activation, LayerWeights, TranscoderSet
 from circuit_tracer.transcoders.formats.config import read_json
 from circuit_tracer.transcoders.formats.placement import inside, one_each
 from circuit_tracer.transcoders.formats.sites import layer_of, read_site, write_site
 from circuit_tracer.transcoders.formats.tensors import TensorFile, jump_relu
 
-WEIGHTS = "sae_weights.safetensors"
+CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+LAYOUT = "6.0.0"  # of the config: older ones have no metadata, and SAELens would drop it
 AMBIGUOUS = ".hook_mlp_in"
 Architecture = Literal[
     "transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder"
@@ -93,9 +95,59 @@ def _activation(file: TensorFile, n_features: int, architecture: Architecture) -
     return Activation("relu")
 
 
+def unlike(found: TranscoderSet) -> str | None:
+    """Why SAELens cannot hold a set; None if it can."""
+    if found.kind == "clt":
+        return "it has no cross-layer transcoders"
+    for activation in (found.layer(layer).activation for layer in found.present):
+        if activation.kind == "topk":
+            return "its transcoders are ReLU or JumpReLU, not TopK"
+        if activation.threshold is not None and bool((activation.threshold < 0).any()):
+            return "it rectifies before it compares, so no threshold is below zero there"
+    return None
+
+
+def described(found: TranscoderSet, layer: int, model_name: str) -> dict[str, Any]:
+    """`cfg.json` of a layer."""
+    weights = found.layer(layer)
+    n_features, width = weights.encoder.shape
+    kind = "jumprelu_" if weights.activation.kind == "jump_relu" else ""
+    skip = "" if weights.skip is None else "skip_"
+    return {
+        "architecture": f"{kind}{skip}transcoder",
+        "d_in": width,
+        "d_sae": n_features,
+        "d_out": len(weights.output_bias),
+        "dtype": str(weights.encoder.dtype).removeprefix("torch."),
+        "device": "cpu",
+        "apply_b_dec_to_input": False,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": {
+            "sae_lens_version": LAYOUT,
+            "model_name": model_name,
+            "hook_name": f"blocks.{layer}.{found.read}",
+            "hook_name_out": f"blocks.{layer}.{found.write}",
+        },
+    }
+
+
+def tensors(weights: LayerWeights) -> dict[str, Tensor]:
+    """What `WEIGHTS` holds of a layer, in SAELens' order of axes."""
+    named = {
+        "W_enc": weights.encoder.T,
+        "b_enc": weights.encoder_bias,
+        "W_dec": weights.decoders[0],
+        "b_dec": weights.output_bias,
+        "threshold": weights.activation.threshold,
+        "W_skip": weights.skip,
+    }
+    return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+
 def is_set(folder: Path) -> bool:
     """Whether the folder holds SAELens weights with their `cfg.json`."""
-    return any(path.with_name("cfg.json").is_file() for path in folder.rglob(WEIGHTS))
+    return any(path.with_name(CONFIG).is_file() for path in folder.rglob(WEIGHTS))
 
 
 def open_set(folder: Path, name: str) -> TranscoderSet:
@@ -105,7 +157,7 @@ def open_set(folder: Path, name: str) -> TranscoderSet:
     sites = set()
     for path in sorted(folder.rglob(WEIGHTS)):
         path = inside(folder, path.relative_to(folder))
-        config = path.with_name("cfg.json")
+        config = path.with_name(CONFIG)
         settings[path] = read_json(config, Settings)
         read, write = settings[path].hooks()
         sites.add((read_site(read, config), write_site(write, config)))

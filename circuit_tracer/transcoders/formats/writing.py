@@ -7,6 +7,7 @@ destination's name when everything is on disk.
 
 from __future__ import annotations
 
+import json
 import secrets
 import shutil
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from safetensors.torch import save_file
 from circuit_tracer.errors import OutputError, TranscoderError
 from circuit_tracer.shapes import Tensor
 from circuit_tracer.transcoders.base import LayerWeights, TranscoderSet
+from circuit_tracer.transcoders.formats import saelens
 from circuit_tracer.transcoders.formats.config import NAME
 from circuit_tracer.transcoders.formats.folder import THRESHOLD
 
@@ -48,14 +50,54 @@ def write_folder(
         OutputError: the destination is taken or cannot be written; nothing is changed.
         TranscoderError: a layer cannot be read; nothing is written.
     """
+
+    def fill(made: Path) -> None:
+        _write_layers(found, made, report)
+        config = _config(found, model_name, scan)
+        (made / NAME).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+
+    _write(destination, replace, fill)
+
+
+def write_saelens(
+    found: TranscoderSet,
+    destination: Path,
+    *,
+    model_name: str = "",
+    replace: bool = False,
+    report: Report = lambda done, message: None,
+) -> None:
+    """Write a set as SAELens does, a folder a layer; for the arguments see `write_folder`.
+
+    Raises:
+        OutputError: SAELens has nothing like it, or as `write_folder`.
+    """
+    why = saelens.unlike(found)
+    if why:
+        raise OutputError(f"SAELens cannot hold these transcoders: {why}")
+
+    def fill(made: Path) -> None:
+        for number, layer in enumerate(found.present):
+            report(number / len(found.present), f"layer {layer} of {found.n_layers}")
+            place = made / f"layer_{layer}"
+            place.mkdir()
+            config = saelens.described(found, layer, model_name)
+            (place / saelens.CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
+            tensors = saelens.tensors(found.layer(layer))
+            owned = {name: _own(tensor) for name, tensor in tensors.items()}
+            save_file(owned, place / saelens.WEIGHTS)
+
+    _write(destination, replace, fill)
+
+
+def _write(destination: Path, replace: bool, fill: Callable[[Path], None]) -> None:
+    """Put a folder that `fill` fills at a destination, whole or not at all."""
     check_destination(destination, replace)
     target = destination.resolve()
     made = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.tmp")
     try:
         made.mkdir()
-        _write_layers(found, made, report)
-        config = _config(found, model_name, scan)
-        (made / NAME).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+        fill(made)
         _move(made, target)
     except (OSError, SafetensorError) as error:
         raise OutputError(
@@ -74,11 +116,19 @@ def check_destination(destination: Path, replace: bool) -> None:
         return
     if not replace:
         raise OutputError(f"{destination} exists; name another folder, or --force to replace it")
-    if not (destination / NAME).is_file():
+    if not _replaceable(destination):
         raise OutputError(
             f"{destination} is not a folder of transcoders (it has no {NAME}), so it is not "
             "replaced; name another folder"
         )
+
+
+def _replaceable(folder: Path) -> bool:
+    """Whether a folder has a set's config, or holds SAELens' layers and nothing else."""
+    if (folder / NAME).is_file():
+        return True
+    layers = list(folder.iterdir()) if folder.is_dir() else []
+    return bool(layers) and all((layer / saelens.WEIGHTS).is_file() for layer in layers)
 
 
 def unlike_reference(found: TranscoderSet) -> str | None:

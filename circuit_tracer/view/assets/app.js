@@ -2,13 +2,14 @@
 
 function select(index, { push = true, tip = false, focus = false } = {}) {
   if (index === S.selected && index >= 0 && S.edge < 0) return;
-  if (push && S.selected >= 0 && index >= 0) S.trail.push(S.selected);
-  if (index < 0) S.trail = [];
   S.selected = index;
+  if (push && index >= 0) remember(index);
   S.edge = -1;
   S.walk = null;
   S.hovered = -1;
   S.tab = "node";
+  S.section = null;
+  if (S.show === "subgraph" && index >= 0) setShow("graph");
   refreshSelection();
   if (index >= 0) reveal(G.layout.x[index], G.layout.y[index]);
   if (tip && index >= 0) showTip(index);
@@ -24,7 +25,7 @@ function refreshSelection() {
   if ([...shown].join() !== G.key) rebuild();
   else drawOverlay();
   drawPanel();
-  if (S.show === "table") drawTable();
+  if (S.show !== "graph") drawTable();
 }
 
 function announce(index) {
@@ -33,22 +34,36 @@ function announce(index) {
   say(`${titleOf(node)}, ${KIND_NAMES[node.kind]}, ${placeOf(node)}, ${D.inputs[index].length} inputs, ${D.outputs[index].length} outputs`);
 }
 
-function goBack() {
-  const index = S.trail.pop();
-  if (index === undefined) return;
-  select(index, { push: false, focus: true });
-  writeHash(true);
+// The trail of selections, on which Back and Forward walk. The browser's own Back and Forward walk
+// through addresses; where they meet the trail, it follows.
+function remember(index) {
+  const { trail, at } = S;
+  if (trail[at] === index) return;
+  if (trail[at - 1] === index) S.at--;
+  else if (trail[at + 1] === index) S.at++;
+  else {
+    S.trail = [...trail.slice(0, at + 1), index];
+    S.at = S.trail.length - 1;
+  }
 }
 
-function togglePin(index) {
-  S.pins = S.pins.includes(index) ? S.pins.filter((pin) => pin !== index) : [...S.pins, index];
-  refreshSelection();
-  say(`${titleOf(D.nodes[index])} ${S.pins.includes(index) ? "pinned" : "unpinned"}`);
-  writeHash();
+// Where Back (-1) or Forward (1) leads; after Clear, Back leads to what was cleared.
+function onTrail(by) {
+  const to = by < 0 && S.selected < 0 ? S.at : S.at + by;
+  return to >= 0 && to < S.trail.length ? to : -1;
+}
+
+function go(by) {
+  const to = onTrail(by);
+  if (to < 0) return say(by < 0 ? "Nothing before" : "Nothing after");
+  S.at = to;
+  select(S.trail[to], { push: false, focus: true });
+  writeHash(true);
 }
 
 function setTab(tab) {
   S.tab = tab;
+  S.section = null;
   drawPanel();
   writeHash();
 }
@@ -88,7 +103,7 @@ function drawControls() {
   $("edges-says").textContent = `${counted(G.edges.length)} of ${counted(G.inside)}`;
   slider.setAttribute("aria-valuetext", `${G.edges.length} edges`);
   drawRail();
-  if (S.show === "table") drawTable();
+  if (S.show !== "graph") drawTable();
 }
 
 function drawHead() {
@@ -97,21 +112,26 @@ function drawHead() {
     onclick: () => markColumn(position) }, h("bdi", {}, token.startsWith(" ") ? h("i", { "aria-hidden": "true" }, "·") : null, visible(token)))));
   $("facts").replaceChildren(h("span", { dir: "auto" }, D.model), ...(D.transcoders ? [" · ", h("span", { dir: "auto" }, D.transcoders)] : []),
     ` · ${counted(D.nodes.length)} nodes · ${counted(D.n_edges)} edges`,
-    ...(D.error_share === null ? [] : [` · ${percent(D.error_share)} of influence through errors`]));
+    ...(D.error_share === null ? [] : [" · ", h("span", { class: "whole" }, `${percent(D.error_share)} of influence`), " through errors"]));
   $("legend").replaceChildren(...legendItems());
   for (const text of D.notices) notice(text);
   const keys = [["click, tap", "select a node or an edge"], ["ctrl-click, long press, P", "pin"], ["drag, shift-wheel", "pan"],
     ["wheel, pinch, + −", "zoom"], ["0", "fit"], ["arrows", "nearest node"], ["[ and ]", "step through inputs, outputs"],
-    ["B", "back"], ["/", "search"], ["T", "table"], ["Esc", "clear"], ["?", "this help"]];
+    ["B, F", "back, forward"], ["/", "search"], ["S", "pinned subgraph"], ["T", "table"], ["E", "label a feature"], ["L", "some feature, by luck"], ["Esc", "clear"], ["?", "this help"]];
   $("keys").replaceChildren(h("h2", {}, "Keys and gestures"), h("dl", {}, keys.map(([key, what]) => h("div", {}, h("dt", {}, key), h("dd", {}, what)))),
     h("form", { method: "dialog" }, h("button", {}, "Close")));
 }
 
 function markColumn(position) {
   S.column = S.column === position ? -1 : position;
-  [...$("prompt").children].forEach((chip, at) => chip.setAttribute("aria-pressed", at === S.column));
+  pressChips();
   if (S.column >= 0) reveal((G.layout.columns[position][0] + G.layout.columns[position][1]) / 2, null);
   drawOverlay();
+  writeHash();
+}
+
+function pressChips() {
+  [...$("prompt").children].forEach((chip, at) => chip.setAttribute("aria-pressed", at === S.column));
 }
 
 function wireSliders() {
@@ -148,6 +168,7 @@ function setShow(show) {
   S.show = show;
   drawTable();
   if (show === "graph") { G.width = 0; resized(); }
+  if (S.tab === "pinned") drawPanel();
   writeHash();
 }
 
@@ -164,8 +185,9 @@ function wireTabs() {
 
 function applyHash() {
   readHash();
-  S.trail = [];
+  if (S.selected >= 0) remember(S.selected);
   setTheme();
+  pressChips();
   $("search").value = S.query;
   rebuild();
   drawPanel();
@@ -176,7 +198,7 @@ function applyHash() {
 function show(buffer) {
   D = readDrawing(buffer);
   Object.assign(G, { layout: null, key: null, frame: null, boxesOf: null });
-  S.column = S.hovered = -1;
+  Object.assign(S, { trail: [], at: -1, hovered: -1 });
   found.query = null;
   $("notices").replaceChildren();
   drawHead();
@@ -221,7 +243,7 @@ async function start() {
 }
 
 // For tests and the console: where things are, and what is chosen.
-window.circuit = { state: S, graph: G, drawing: () => D, project, pathOf, svgText, csvText, jsonText,
+window.circuit = { state: S, graph: G, drawing: () => D, project, pathOf, svgText, csvText, jsonText, labelsText,
   busy: () => Boolean(writing || settling || frameAsked),
   open: async (packed) => show(await inflate(packed)) };
 start();

@@ -25,8 +25,10 @@ function readComparison(head, drawings) {
     outputs[source].push(edge);
   }
   for (const list of [...inputs, ...outputs]) list.sort((a, b) => b.most - a.most || a.source - b.source || a.target - b.target);
+  const roleOf = new Map();
+  for (const role of head.roles) for (const row of role[0]) if (row !== null) roleOf.set(row, role);
   const totals = names.map((_, place) => rows.reduce((sum, row) => sum + row.influence[place], 0));
-  return { ...head, names, rows, ranked, lanes, inputs, outputs, totals, drawings,
+  return { ...head, names, rows, ranked, lanes, inputs, outputs, roleOf, totals, drawings,
     most: Math.max(...rows.map((row) => row.most), 0), byKey: new Map(rows.map((row) => [row.key, row.index])) };
 }
 

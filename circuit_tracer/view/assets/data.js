@@ -75,6 +75,8 @@ function rank(drawing) {
   drawing.features = ranked.filter((node) => node.kind === "feature").map((node) => node.index);
   drawing.logits = drawing.nodes.filter((node) => node.kind === "logit")
     .sort((a, b) => b.probability - a.probability || a.index - b.index).map((node) => node.index);
+  drawing.into = drawing.nodes.map((node) => drawing.total[node.index]
+    || drawing.inputs[node.index].reduce((sum, e) => sum + Math.abs(drawing.weights[e]), 0));
   drawing.largest = {};
   for (const node of drawing.nodes)
     drawing.largest[node.kind] = Math.max(drawing.largest[node.kind] || 0, measure(node));
@@ -85,27 +87,31 @@ function measure(node) {
   return node.kind === "logit" ? node.probability || 0 : Math.max(node.influence, 0);
 }
 
-// The strongest path from a node to an output: the product of the shares that each step has in
-// its target's inputs, times the probability of the output. Nodes from the top layer down.
+// The strongest paths through every node: to an output, where each step counts by its share of what
+// enters its target and the end by its probability; and from a token, counted alike. Steps go up
+// in layers, so that one pass over the nodes finds each.
 function findPaths(drawing) {
-  const { nodes, sources, weights } = drawing;
-  const order = nodes.map((node) => node.index).sort((a, b) => nodes[b].layer - nodes[a].layer);
-  const best = new Float64Array(nodes.length), next = new Int32Array(nodes.length).fill(-1);
-  for (const i of drawing.logits) best[i] = nodes[i].probability ?? 1;
-  for (const target of order) {
-    if (!best[target]) continue;
-    let total = 0;
-    for (const e of drawing.inputs[target]) total += Math.abs(weights[e]);
-    for (const e of drawing.inputs[target]) {
-      const reached = best[target] * Math.abs(weights[e]) / total, source = sources[e];
-      if (nodes[source].layer < nodes[target].layer && reached > best[source]) {
-        best[source] = reached;
-        next[source] = e;
+  const { nodes, sources, targets, weights, into } = drawing;
+  const upward = nodes.map((node) => node.index).sort((a, b) => nodes[a].layer - nodes[b].layer);
+  const share = (e) => Math.abs(weights[e]) / (into[targets[e]] || 1);
+  const strongest = (order, starts, edgesOf, far) => {
+    const best = new Float64Array(nodes.length), step = new Int32Array(nodes.length).fill(-1);
+    for (const [i, value] of starts) best[i] = value;
+    for (const index of order) {
+      if (!best[index]) continue;
+      for (const e of edgesOf[index]) {
+        const other = far[e], reached = best[index] * share(e);
+        if (nodes[sources[e]].layer < nodes[targets[e]].layer && reached > best[other]) {
+          best[other] = reached;
+          step[other] = e;
+        }
       }
     }
-  }
-  drawing.pathShare = best;
-  drawing.pathNext = next;
+    return step;
+  };
+  const tokens = upward.filter((i) => nodes[i].kind === "embedding").map((i) => [i, 1]);
+  drawing.pathNext = strongest([...upward].reverse(), drawing.logits.map((i) => [i, nodes[i].probability ?? 1]), drawing.inputs, sources);
+  drawing.pathBefore = strongest(upward, tokens, drawing.outputs, targets);
 }
 
 // Edges of the strongest path from a node to an output; empty where there is none.
@@ -113,6 +119,14 @@ function pathFrom(drawing, index) {
   if (!drawing.pathNext) findPaths(drawing);
   const path = [];
   for (let e = drawing.pathNext[index]; e >= 0; e = drawing.pathNext[drawing.targets[e]]) path.push(e);
+  return path;
+}
+
+// Edges of the strongest path from a token to a node, in the order in which they are walked.
+function pathTo(drawing, index) {
+  if (!drawing.pathBefore) findPaths(drawing);
+  const path = [];
+  for (let e = drawing.pathBefore[index]; e >= 0; e = drawing.pathBefore[drawing.sources[e]]) path.unshift(e);
   return path;
 }
 
@@ -126,13 +140,19 @@ function visible(token) {
   return bare || (text ? "␣".repeat(text.length) : "∅");
 }
 
+// In at most so many characters as readers count them: a flag or a letter with its marks is one.
+const readers = typeof Intl.Segmenter === "function" ? new Intl.Segmenter() : null;
+const charactersOf = (text) => (readers && /[^\u0000-\u02ff]/.test(text) ? [...readers.segment(text)].map((one) => one.segment) : [...text]);
+
 function shortened(text, most = 12) {
-  const characters = [...text];
+  if (text.length <= most) return text;
+  const characters = charactersOf(text);
   return characters.length <= most ? text : characters.slice(0, most - 1).join("") + "…";
 }
 
 function titleOf(node) {
-  if (node.label) return node.label;
+  const plain = node.kind === "logit" && node.label === `Output "${node.token}"`;
+  if (node.label && !plain) return node.label;
   if (node.kind === "logit") return `Output “${visible(node.token)}”`;
   if (node.kind === "embedding") return `Token “${visible(node.token)}”`;
   if (node.kind === "error") return "Error";

@@ -16,6 +16,7 @@ function edgeName(e) {
 function selectEdge(e, { focus = false } = {}) {
   if (e === S.edge) return;
   S.edge = e;
+  S.head = null;
   S.walk = null;
   S.hovered = -1;
   S.tab = "node";
@@ -89,22 +90,21 @@ function headsOf(e) {
   const carried = found.layers.reduce((sum, part) => sum + part, 0);
   const rest = carried - found.heads.reduce((sum, one) => sum + one.part, 0);
   const most = Math.max(Math.abs(found.residual), Math.abs(rest), ...found.heads.map((one) => Math.abs(one.part))) || 1;
-  const part = (name, small, value, key) => {
-    const bar = h("span", { class: value < 0 ? "bar negative" : "bar", "aria-hidden": "true" }, h("i"));
-    bar.firstChild.style.width = value ? `${Math.max(2, (100 * Math.abs(value)) / most)}%` : "0";
-    const what = [h("span", { class: "what" }, h("span", {}, name), small && h("small", {}, small)), bar, h("span", { class: "value" }, value ? signed(value) : "0")];
-    return h("li", {}, key === undefined ? h("div", { class: "part" }, what)
-      : h("button", { type: "button", class: "part", title: "Mark the column it looks at", onclick: () => markColumn(key) }, what));
+  const part = (name, small, value, key, more) => {
+    const what = [h("span", { class: "what" }, h("span", {}, name), small && h("small", {}, small)), signedBar(value, most), h("span", { class: "value" }, value ? signed(value) : "0")];
+    return h("li", {}, key === undefined ? [h("div", { class: "part" }, what), h("span", { class: "beside" })]
+      : [h("button", { type: "button", class: "part", title: "Mark the column it looks at", onclick: () => markColumn(key) }, what), more]);
   };
   return [
     heading("What carries it"),
     h("ol", { class: "rows parts", "data-side": "heads" },
       part("Residual stream", "no head", found.residual),
-      found.heads.map(({ layer, head, part: value, key }) => part(`L${layer}·H${head}`,
-        ["looks at ", h("bdi", {}, `“${visible(D.tokens[key])}”`), ` at ${key}`], value, key)),
+      found.heads.map((one) => part(`L${one.layer}·H${one.head}`,
+        ["looks at ", h("bdi", {}, `“${visible(D.tokens[one.key])}”`), ` at ${one.key}`], one.part, one.key, lookButton(one))),
       Math.abs(rest) > most * 1e-3 ? part("Other heads", null, rest) : null),
     h("p", { class: "sum" }, h("span", {}, found.residual && carried ? `residual ${signed(found.residual)}, heads ${signed(carried)}` : "together"),
       h("strong", { class: "value" }, signed(found.residual + carried))),
+    ...lookOf(e),
     ...layerBars(found.layers),
   ];
 }

@@ -121,7 +121,7 @@ function jsonText() {
   const links = [...D.order].map((e) => ({ source: D.nodes[D.sources[e]].id, target: D.nodes[D.targets[e]].id, weight: D.weights[e] }));
   return JSON.stringify({
     metadata: { slug: fileName("json").slice(0, -5), scan: D.model, transcoder_list: D.transcoders ? [D.transcoders] : [], prompt_tokens: D.tokens, prompt: D.prompt, schema_version: 1 },
-    qParams: { pinnedIds: S.pins.map((i) => D.nodes[i].id), supernodes: [], linkType: "both", clickedId: S.selected >= 0 ? D.nodes[S.selected].id : "", sg_pos: "" },
+    qParams: { pinnedIds: S.pins.map((i) => D.nodes[i].id), supernodes: S.groups.map(({ name, members }) => [name, ...members.map((i) => D.nodes[i].id)]), linkType: "both", clickedId: S.selected >= 0 ? D.nodes[S.selected].id : "", sg_pos: "" },
     nodes: D.nodes.map((node) => jsonNode(node, cumulative)), links,
   });
 }

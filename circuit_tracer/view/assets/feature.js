@@ -34,7 +34,21 @@ function featurePanel() {
 function overviewPanel() {
   const shared = D.lanes.find(({ lane }) => lane === "all").rows;
   return [h("h2", { class: "sr" }, "Overview"), heading("Who has what"), laneTable(), ...(D.summary ? [h("p", { class: "summary", dir: "auto" }, D.summary)] : []),
-    heading(`Most influential features ${laneName("all").toLowerCase()}`, shared.length), rows(shared, rowOf, "No feature is in every graph.")];
+    heading(`Most influential features ${laneName("all").toLowerCase()}`, shared.length), rows(shared, rowOf, "No feature is in every graph."),
+    ...(D.roles.length ? [heading("Different features in one role", D.roles.length), rows(D.roles, roleRow, "")] : [])];
+}
+
+// Features that differ and do the same job: a button each.
+function roleRow([members, similarity]) {
+  return h("li", { class: "role" }, h("span", { class: "who-list" }, members.flatMap((row, place) => (row === null ? [] : [h("button", { type: "button", class: "chip",
+    title: `L${D.rows[row].layer} ${numberOf(D.rows[row])}`, onclick: () => select(row, { focus: true }) }, h("i", { class: `swatch ${laneClass(place)}` }),
+    h("bdi", { class: "name" }, D.names[place]), h("bdi", {}, shortened(featureName(D.rows[row]), 18)))]))), h("span", { class: "value", title: "Cosine of their inputs and outputs" }, number(similarity, 2)));
+}
+
+// Who does in other graphs what this feature does in its own.
+function partnersOf(row) {
+  const role = D.roleOf.get(row.index);
+  return role ? [heading("In the same role"), h("ul", { class: "rows" }, roleRow(role))] : [];
 }
 
 // Lanes with their counts, and what each holds of the influence of each graph.
@@ -62,8 +76,9 @@ function selectedPanel(row) {
     h("p", { class: "actions" }, h("button", { type: "button", onclick: () => select(-1, { focus: true }) }, "Clear")),
     heading("Share of influence"),
     h("ul", { class: "shares" }, D.names.map((name, place) => shareOf(row, place, most))),
-    ...spreadOf(row), ...effects("Promotes", row.promoted), ...effects("Suppresses", row.suppressed),
+    ...partnersOf(row), ...spreadOf(row), ...effects("Promotes", row.promoted), ...effects("Suppresses", row.suppressed),
     ...(row.promoted.length || row.suppressed.length ? [] : [heading("Promotes"), h("p", { class: "empty" }, "This comparison holds no token effects.")]),
+    ...meaningOf(row),
     ...edgesOf("inputs", "Inputs", D.inputs[row.index], "source"), ...edgesOf("outputs", "Outputs", D.outputs[row.index], "target"),
   ];
 }
@@ -81,6 +96,16 @@ function spreadOf(row) {
   const entries = Object.entries(row.spread), most = Math.max(...entries.map(([, value]) => value ?? 0), 1e-12);
   return [heading("Mean activation on the corpus"), h("ul", { class: "shares spread" }, entries.map(([name, value]) => h("li", {},
     h("span", { class: "who" }, h("bdi", {}, name)), bar((value ?? 0) / most), h("span", { class: "value" }, number(value)))))];
+}
+
+// Examples from the store of the first graph that has them.
+function meaningOf(row) {
+  const place = row.ids.findIndex((id, at) => id !== null && D.drawings[at].details.of[`${row.layer}.${id}`]);
+  if (place < 0) return [];
+  const detail = detailIn(D.drawings[place], row.layer, row.ids[place]), [top, ...weaker] = detail.groups;
+  return [...(top ? [examplesOf("Top examples", detail, [top], firingOf(detail))] : []),
+    ...(weaker.length ? [examplesOf("Weaker and random examples", detail, weaker)] : []),
+    ...histogramOf(detail), ...(row.spread ? [] : languagesOf(detail))];
 }
 
 function effects(name, pairs) {
@@ -220,8 +245,19 @@ function fileName(extension) {
   return `comparison-${slug || "graphs"}.${extension}`;
 }
 
+// The same picture in pixels, twice as fine as the screen.
+async function savePng() {
+  const picture = new Image();
+  picture.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(svgText())}`;
+  await picture.decode();
+  const canvas = h("canvas", { width: 2 * picture.width, height: 2 * picture.height });
+  canvas.getContext("2d").drawImage(picture, 0, 0, canvas.width, canvas.height);
+  canvas.toBlob((blob) => saveAs(fileName("png"), [blob], "image/png"), "image/png");
+}
+
 const SAVERS = {
   svg: () => saveAs(fileName("svg"), [svgText()], "image/svg+xml"),
+  png: savePng,
   csv: () => saveAs(fileName("csv"), ["\ufeff", csvText()], "text/csv"),
   overlap: () => saveAs(fileName("overlap.csv"), ["\ufeff", overlapText()], "text/csv"),
 };

@@ -195,7 +195,9 @@ const KEYS = {
   "]": () => step("outputs"),
   p: () => S.selected >= 0 && togglePin(S.selected),
   t: () => $("as-table").click(),
-  b: () => goBack(),
+  s: () => setShow(S.show === "subgraph" ? "graph" : "subgraph"),
+  b: () => go(-1),
+  f: () => go(1),
   Escape: () => clear(),
 };
 
@@ -210,7 +212,7 @@ function clear() {
 
 function listenToKeys() {
   document.addEventListener("keydown", (event) => {
-    const writing = event.target.matches("input[type=search], textarea, select");
+    const writing = event.target.matches("input:not([type=range], [type=checkbox]), textarea, select");
     if (event.ctrlKey || event.metaKey || event.altKey || $("keys").open) return;
     if (writing && event.key !== "Escape") return;
     const arrow = ARROWS[event.key];

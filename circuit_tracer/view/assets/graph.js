@@ -6,6 +6,7 @@
 const G = { layout: null, shown: null, held: 0, edges: [], inside: 0, frame: null, width: 0,
   height: 0, colours: {}, angle: 0, scale: 1 };
 const LEAST_COLUMN = 28;  // pixels a column, on average, before a long prompt pans instead
+const LEAST_SLOT = 9;  // pixels from marker to marker, once it pans
 const DEEPEST_ZOOM = 40;
 const FONT = "system-ui, -apple-system, 'Segoe UI', 'Noto Sans', 'Noto Sans CJK SC', sans-serif";
 const SIZE = { feature: [6, 14], error: [6, 11], embedding: [6, 12], logit: [8, 15] };
@@ -36,8 +37,8 @@ function fullView() {
 // end, where the outputs are.
 function homeView() {
   const full = fullView(), needed = LEAST_COLUMN * D.tokens.length;
-  if (needed <= G.frame.w * 1.02) return full;
-  const span = G.layout.width * (G.frame.w / needed);
+  if (needed <= G.frame.w * 1.15) return full;
+  const span = Math.min(G.layout.width * (G.frame.w / needed), G.frame.w / LEAST_SLOT);
   return { x: [full.x[1] - span, full.x[1]], y: full.y };
 }
 

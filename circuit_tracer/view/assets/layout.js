@@ -19,7 +19,10 @@ function visibleNodes() {
   const held = shown.size;
   if (S.selected >= 0) shown.add(S.selected);
   if (S.edge >= 0) shown.add(D.sources[S.edge]).add(D.targets[S.edge]);
-  for (const pin of S.pins) shown.add(pin);
+  for (const i of S.pins) {
+    const group = groupOf(i);
+    if (!group || group.name === S.card) shown.add(i);
+  }
   return { shown, held };
 }
 

@@ -36,10 +36,18 @@ function drawGraphs() {
 
 function graphCard(place, width, height) {
   const { drawing } = D.linked[place];
-  return h("article", { class: "card", "data-graph": place, "aria-label": `Graph of ${D.names[place]}` },
+  return h("article", { class: "side-graph", "data-graph": place, "aria-label": `Graph of ${D.names[place]}` },
     h("h2", {}, h("i", { class: `swatch ${laneClass(place)}` }), h("bdi", {}, D.names[place]),
-      h("span", { ...textOf(place), class: "prompt", title: drawing.prompt }, drawing.prompt)),
+      h("span", { ...textOf(place), class: "prompt", title: drawing.prompt }, drawing.prompt), pageLink(place)),
     h("p", { class: "stand", title: standing(place) }, standing(place)), smallGraph(place, width, height));
+}
+
+// To the page of this graph alone, at the selected feature where it has it.
+function pageLink(place) {
+  const { href } = D.graphs[place], { drawing, nodes } = D.linked[place], [node] = nodes.get(S.selected) || [];
+  if (!href) return null;
+  const at = node === undefined ? "" : `#node=${encodeURIComponent(drawing.nodes[node].id)}`;
+  return h("a", { class: "own-page", href: href + at, title: "The page of this graph alone" }, "Open", h("span", { class: "sr" }, ` the page of ${D.names[place]}`));
 }
 
 // What can be said of the selected feature in a graph.

@@ -36,16 +36,23 @@ function pieces(values) {
   return found.filter((piece) => piece.length);
 }
 
+// The end of the axis: a round share that holds everything drawn.
+function mostShared() {
+  const kinds = [S.overlap, `${S.overlap}_unrelated`, `${S.overlap}_parallel`], chosen = D.overlaps[S.pair];
+  const values = [...kinds.flatMap((kind) => chosen[kind].map((value) => (Array.isArray(value) ? value[2] : value))), ...pairsOf(D.overlaps).flatMap(({ one }) => one[S.overlap])];
+  return [0.1, 0.2, 0.4, 0.6, 0.8].find((end) => values.every((value) => !(value > end))) ?? 1;
+}
+
 function drawOverlap(width, rows) {
   const shown = curve(), side = D.counts.length ? COUNTS_WIDE : 12, height = heightOf(rows);
-  const left = L.beside ? 12 : L.left, span = width - left - side - 16, xOf = (value) => left + value * span;
+  const left = L.beside ? 12 : L.left, span = width - left - side - 16, most = mostShared(), xOf = (value) => left + value / most * span;
   const picture = svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, class: "chart", "aria-hidden": "true" });
   const bottom = heightOf(rows) - FOOT, top = rows.length ? Math.min(...rows.map((row) => row.from)) : L.top;
   picture.append(L.beside ? layerLines(rows, left, left + span).cloneNode(true) : layerLines(rows, left, left + span));
   if (L.beside) picture.querySelectorAll(".tick").forEach((tick) => tick.remove());
-  for (const value of [0, 0.25, 0.5, 0.75, 1])
+  for (const value of [0, 0.25, 0.5, 0.75, 1].map((part) => part * most))
     picture.append(svg("path", { class: "rule", d: `M${xOf(value)} ${top}V${bottom}` }),
-      svg("text", { class: "tick", x: xOf(value), y: top - 6, "text-anchor": "middle" }, `${100 * value}%`));
+      svg("text", { class: "tick", x: xOf(value), y: top - 6, "text-anchor": "middle" }, `${number(100 * value, 2)}%`));
   picture.append(svg("text", { class: "head", x: left + span / 2, y: top - 22, "text-anchor": "middle" }, shortened(curveName(), 34)),
     ...bandParts(shown.bands, rows, xOf), ...otherCurves(rows, xOf),
     svg("path", { class: "parallel", d: line(shown.parallel.map((band) => band && band[1]), rows, xOf) || "M0 0" }), ...mainCurve(shown, rows, xOf));

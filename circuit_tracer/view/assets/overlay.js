@@ -76,7 +76,7 @@ function selectionLayers(layers) {
     .sort((a, b) => Math.abs(D.weights[a]) - Math.abs(D.weights[b]));
   const most = edges.length ? Math.abs(D.weights[edges.at(-1)]) : 1;
   const lines = svg("g", { class: "selected-edges", "clip-path": "url(#inside)", fill: "none" });
-  for (const e of pathFrom(D, index).filter(visibleEdge)) lines.append(svg("path", { d: pathOf(e, true), class: "way" }));
+  for (const e of [...pathTo(D, index), ...pathFrom(D, index)].filter(visibleEdge)) lines.append(svg("path", { d: pathOf(e, true), class: "way" }));
   for (const e of edges) {
     const share = Math.abs(D.weights[e]) / most;
     lines.append(svg("path", { d: pathOf(e, true), class: D.weights[e] < 0 ? "negative" : "positive",
@@ -100,7 +100,8 @@ function rings() {
   const ring = (i, kind) => group.append(svg("circle", { cx: project(i)[0], cy: project(i)[1],
     r: diameter(D.nodes[i]) / 2 + 4, class: kind }));
   if (S.query) for (const i of found().filter((i) => G.shown.has(i)).slice(0, 300)) ring(i, "found");
-  for (const i of S.pins) ring(i, "pin");
+  const chosen = S.groups.find((group) => group.name === S.card)?.members ?? [];
+  for (const i of S.pins) if (G.shown.has(i)) ring(i, chosen.includes(i) ? "pin chosen" : groupOf(i) ? "pin grouped" : "pin");
   return [group];
 }
 
@@ -145,7 +146,7 @@ function spread(list) {
 }
 
 // Names of the most influential features, or of the strongest neighbours of the selection: each
-// above its marker, or below, where it covers no other name and no larger marker.
+// above its marker, below or beside it, where it covers no other name and no marker.
 function names(focus, near) {
   const group = svg("g", { class: "names" }), boxes = outputBoxes();
   const area = G.frame.w * G.frame.h, zoom = zoomOf();
@@ -179,16 +180,16 @@ function addName(group, i, boxes, bold, force) {
   const node = D.nodes[i], text = shortened(titleOf(node), G.width < 560 ? 20 : 26);
   const width = textWidth(text, bold ? 12 : 11, bold ? 650 : 400), [x, y] = project(i);
   const half = width / 2, { l, w } = G.frame, reach = diameter(node) / 2 + (bold ? 3 : 0);
-  const middle = Math.min(Math.max(x, l + half - 24), l + w + G.frame.r - half - 2);
-  const spots = [y - reach - 4, y + reach + 12];
-  const free = (base, others) => {
-    const mine = [middle - half - 3, base - 11, middle + half + 3, base + 3];
-    return !others.some((box) => box[4] !== i && overlaps(box, mine));
-  };
-  const base = spots.find((spot) => free(spot, boxes) && free(spot, markerBoxes()))
-    ?? (force ? spots.find((spot) => free(spot, boxes)) : undefined) ?? (bold ? spots[0] : undefined);
-  if (base === undefined) return false;
-  boxes.push([middle - half - 3, base - 11, middle + half + 3, base + 3]);
+  const inside = (middle) => Math.min(Math.max(middle, l + half - 24), l + w + G.frame.r - half - 2);
+  const spots = [[inside(x), y - reach - 4], [inside(x), y + reach + 12],
+    ...[1, -1].map((side) => [x + side * (reach + half + 5), y + 4]).filter(([middle]) => middle === inside(middle))];
+  const boxOf = ([middle, base]) => [middle - half - 3, base - 11, middle + half + 3, base + 3];
+  const free = (spot, others) => !others.some((box) => box[4] !== i && overlaps(box, boxOf(spot)));
+  const open = spots.filter((spot) => free(spot, boxes));
+  const place = open.find((spot) => free(spot, markerBoxes())) ?? (force ? open[0] : undefined) ?? (bold ? spots[0] : undefined);
+  if (!place) return false;
+  const [middle, base] = place;
+  boxes.push(boxOf(place));
   group.append(svg("text", { x: middle.toFixed(1), y: base.toFixed(1), class: bold ? "name self" : "name" }, text));
   return true;
 }

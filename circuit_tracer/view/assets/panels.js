@@ -6,12 +6,42 @@ function drawPanel() {
     button.setAttribute("aria-selected", on);
     button.tabIndex = on ? 0 : -1;
   }
-  $("tab-pinned").textContent = S.pins.length ? `Pinned ${S.pins.length}` : "Pinned";
+  $("tab-pinned").textContent = S.pins.length ? `Pinned ${cards().length}` : "Pinned";
   const draw = { node: nodePanel, pinned: pinnedPanel, search: searchPanel, about: aboutPanel }[S.tab];
   const panel = $("panel");
   panel.setAttribute("aria-labelledby", `tab-${S.tab}`);
+  const holds = [S.tab, S.selected, S.edge, S.query].join(), same = drawPanel.holds === holds;
+  const { scrollTop } = panel, key = panel.contains(document.activeElement) ? keyOf(document.activeElement) : undefined;
   panel.replaceChildren(...draw().filter(Boolean));
-  panel.scrollTop = 0;
+  linkSections(panel);
+  panel.scrollTop = same ? scrollTop : 0;
+  if (same && key !== undefined) [...panel.querySelectorAll("[data-key], [data-card]")].find((one) => keyOf(one) === key)?.focus({ preventScroll: true });
+  drawPanel.holds = holds;
+}
+
+// What an element is known by when its panel is drawn anew, so that the focus stays with it.
+const keyOf = (element) => element.dataset.key ?? element.dataset.card;
+
+// Every heading has a link of its own, to the same page with that section in sight.
+function linkSections(panel) {
+  let found = S.section === null;
+  for (const title of panel.querySelectorAll("h3")) {
+    const words = title.firstChild.textContent, name = slugOf(words), wanted = S.section === name;
+    title.append(h("a", { class: "link", href: `#${hashOf()}&section=${encodeURIComponent(name)}`.replace("#&", "#"), "aria-label": `Link to ${words}` }));
+    if (!wanted) continue;
+    found = true;
+    title.id = "section";
+    requestAnimationFrame(() => title.scrollIntoView({ block: "start" }));
+  }
+  if (!found) {
+    notice(`The address asks for a section that is not here (${shortened(S.section, 24)}).`);
+    $("notices").lastElementChild.classList.add("from-hash");
+  }
+  S.section = null;
+}
+
+function slugOf(words) {
+  return words.normalize("NFKC").toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-+|-+$/g, "").slice(0, 60);
 }
 
 // One row: marker, name, place, bar, value. `share` is the length of the bar.
@@ -48,6 +78,7 @@ function overviewPanel() {
   const most = D.features.length ? D.nodes[D.features[0]].influence : 1;
   return [
     h("h2", { class: "sr" }, "Overview"),
+    ...labelTools(),
     heading("Outputs"),
     rows(D.logits, (i) => row(i, percent(D.nodes[i].probability), D.nodes[i].probability ?? 0), "The graph has no outputs."),
     heading("Most influential features", D.features.length),
@@ -60,15 +91,19 @@ function selectedPanel(node) {
   return [
     h("div", { class: "title" }, glyph(node, "large"), h("h2", { dir: "auto" }, titleOf(node)),
       h("a", { class: "link", href: `#node=${encodeURIComponent(node.id)}`, title: "Link to this node", "aria-label": "Link to this node" }, "#")),
+    ...labelOf(node),
     factsOf(node),
     h("p", { class: "actions" },
-      h("button", { type: "button", disabled: !S.trail.length, onclick: goBack }, "← Back"),
+      h("button", { type: "button", disabled: onTrail(-1) < 0, onclick: () => go(-1), title: "Back (B)" }, "← Back"),
+      h("button", { type: "button", disabled: onTrail(1) < 0, onclick: () => go(1), title: "Forward (F)", "aria-label": "Forward" }, "→"),
       h("button", { type: "button", "aria-pressed": pinned, onclick: () => togglePin(node.index) }, pinned ? "Unpin" : "Pin"),
+      renameButton(node),
       h("button", { type: "button", onclick: () => select(-1, { focus: true }) }, "Clear")),
     wayOf(node),
+    ...meaningOf(node),
     ...(node.kind === "embedding" || node.kind === "error" ? [] : linksOf(node, "inputs", "Inputs", D.sources)),
     ...(node.kind === "logit" ? [] : linksOf(node, "outputs", "Outputs", D.targets)),
-    ...tokensOf(node),
+    ...moreOf(node),
   ];
 }
 
@@ -104,41 +139,16 @@ function edgeRow(e, other, most) {
   return item;
 }
 
-// The strongest path to an output, as a line of steps.
+// The strongest path from a token through the node to an output, as a line of steps.
 function wayOf(node) {
-  const path = pathFrom(D, node.index);
-  if (!path.length) return null;
-  const steps = [node.index, ...path.map((e) => D.targets[e])];
+  const before = pathTo(D, node.index), after = pathFrom(D, node.index);
+  const steps = [...before.map((e) => D.sources[e]), node.index, ...after.map((e) => D.targets[e])];
+  if (steps.length === 1) return null;
+  const words = before.length && after.length ? "Strongest path from a token, on to an output"
+    : before.length ? "Strongest path from a token" : "Strongest path to an output";
   const links = steps.map((i, k) => [k ? " → " : "", h("button", { type: "button", class: "step",
     disabled: i === node.index, onclick: () => select(i, { focus: true }) }, h("bdi", {}, shortened(titleOf(D.nodes[i]), 22)))]);
-  return h("p", { class: "way" }, h("small", {}, "Strongest path to an output"), h("span", {}, links));
-}
-
-function tokensOf(node) {
-  if (node.kind !== "feature") return [];
-  const list = (name, pairs) => pairs.length ? [heading(name), h("ul", { class: "tokens" },
-    pairs.map(([token, value]) => h("li", {}, h("bdi", {}, visible(token)), h("small", {}, value === null ? "" : signed(value)))))] : [];
-  const known = [...list("Promotes", node.promoted), ...list("Suppresses", node.suppressed)];
-  return known.length ? known : [heading("Promotes"), h("p", { class: "empty" }, "This graph holds no token effects.")];
-}
-
-function pinnedPanel() {
-  if (!S.pins.length)
-    return [h("p", { class: "empty" }, "Nothing is pinned. Ctrl-click a node, hold it on a touch screen, or press P.")];
-  const inside = [...D.order].filter((e) => S.pins.includes(D.sources[e]) && S.pins.includes(D.targets[e]));
-  const most = inside.length ? Math.abs(D.weights[inside[0]]) : 1;
-  const pin = (i) => {
-    const item = row(i, number(D.nodes[i].influence), D.nodes[i].influence / (D.nodes[D.features[0]]?.influence || 1));
-    item.append(h("button", { type: "button", class: "drop", "aria-label": `Unpin ${titleOf(D.nodes[i])}`, onclick: () => togglePin(i) }, "✕"));
-    return item;
-  };
-  return [heading("Pinned", S.pins.length), h("ol", { class: "rows pins" }, S.pins.map(pin)),
-    heading("Edges between them", inside.length),
-    rows(inside, (e) => {
-      const item = edgeRow(e, D.targets[e], most);
-      item.querySelector("bdi").prepend(`${shortened(titleOf(D.nodes[D.sources[e]]), 20)} → `);
-      return item;
-    }, "No edge joins two pinned nodes.")];
+  return h("p", { class: "way" }, h("small", {}, words), h("span", {}, links));
 }
 
 // Nodes that match the query in name, id, token or promoted tokens, most influential first.
@@ -176,7 +186,6 @@ function legendItems() {
 function aboutPanel() {
   const table = (pairs) => h("dl", { class: "about" }, pairs.map(([name, value]) =>
     h("div", {}, h("dt", {}, name.replaceAll("_", " ")), h("dd", { dir: "auto" }, typeof value === "number" ? number(value, 4) : String(value ?? "–")))));
-  const link = (name) => h("a", { class: "link", href: `#tab=about`, "aria-label": `Link to ${name}` }, "#");
   return [
     h("h2", { class: "sr" }, "About this graph"),
     heading("Graph"), table([["prompt", D.prompt], ["model", D.model], ["transcoders", D.transcoders], ["layers", D.n_layers],
@@ -189,6 +198,6 @@ function aboutPanel() {
     heading("Legend"), h("p", { class: "legend" }, legendItems()),
     h("p", {}, "A node stands in the column of its token, at the height of its layer; its area grows with its influence on the outputs. "
       + "An edge is the part of its target's input that its source causes: solid excites, dashed inhibits; width and strength of colour tell its rank."),
-    heading("Licences"), h("p", {}, `Drawn with plotly.js ${window.Plotly?.version ?? ""} (MIT licence), which this page holds. `, link("About")),
+    heading("Licences"), h("p", {}, `Drawn with plotly.js ${window.Plotly?.version ?? ""} (MIT licence), which this page holds.`),
   ];
 }

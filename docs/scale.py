@@ -1,0 +1,281 @@
+"""The tables of docs/scale.md: sizes and operation counts, from shapes alone. Nothing is measured.
+
+    python docs/scale.py                                       print the tables
+    python docs/scale.py --page                                put them into docs/scale.md
+    python docs/scale.py config.json --features 16384 --l0 60  the same for a model of your own
+
+`config.json` is that of a Hugging Face folder. Counts are of numbers, bytes and operations (a
+multiplication and an addition are two). A time is operations over `RATE`, or bytes over `LINK`:
+both are assumptions, to be replaced by what your machine reaches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+PAGE = Path(__file__).with_name("scale.md")
+START, END = "<!-- tables: made by docs/scale.py -->", "<!-- end of tables -->"
+
+RATE = 1e14  # operations a second of one accelerator, assumed
+LINK = 25e9  # bytes a second from main memory to it, assumed
+TOKENS, ROWS, CORPUS = 64, 10_000, 1e9
+LENGTHS = (16, 64, 256, 1024, 2048)
+KEPT = 0.5  # share of the edges that hold 95 % of a row, measured on the bundled model
+TARGETS = 10
+PIECE = 256  # tokens that go through the model at once in a feature build
+BINS, ENTRY, EXAMPLES = 64, 24, 32  # of a feature's tally: bins, bytes an example, examples
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model and a set of transcoders: layers, width, heads, MLP, words, features, L0 a layer."""
+
+    name: str
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head: int
+    mlp: int
+    words: int
+    features: int
+    l0: int
+    tied: bool = False
+
+    @property
+    def parameters(self) -> float:
+        block = self.width * (2 * self.head * (self.heads + self.kv_heads) + 3 * self.mlp)
+        return float(self.layers * block + (2 - self.tied) * self.words * self.width)
+
+    @property
+    def all_features(self) -> int:
+        return self.layers * self.features
+
+    @property
+    def encoders(self) -> float:
+        return float(self.all_features * self.width)
+
+    @property
+    def cross_layer(self) -> float:
+        """Numbers of a cross-layer set; a per-layer one has twice its encoders."""
+        return self.encoders * (1 + (self.layers + 1) / 2)
+
+    def active(self, tokens: int) -> int:
+        """Features of a graph: the first token's are ignored."""
+        return self.layers * self.l0 * (tokens - 1)
+
+    def forward(self, tokens: float) -> float:
+        """Operations of the model and the encoders."""
+        return 2 * (self.parameters + self.encoders) * tokens
+
+    def sweep(self, tokens: int, rows: int | None = None) -> tuple[float, float]:
+        """(operations, edges) of so many feature rows (of all where None) and `TARGETS` targets.
+
+        As `circuit_tracer.estimate` counts them, with L0 active features everywhere and rows of
+        average length.
+        """
+        operations = edges = 0.0
+        for place in range(1, tokens):
+            for layer in range(self.layers):
+                row = self._row(layer, place)
+                operations, edges = operations + self.l0 * row[0], edges + self.l0 * row[1]
+        share = 1.0 if rows is None else min(1.0, rows / self.active(tokens))
+        last = self._row(self.layers, tokens - 1)
+        return share * operations + TARGETS * last[0], share * edges + TARGETS * last[1]
+
+    def _row(self, layer: int, place: int) -> tuple[float, float]:
+        """(operations, edges) of one target before the MLP of a layer, at a position."""
+        span = place + 1
+        sources = self.l0 * layer * place + span * (layer + 1)
+        folded = 2 * self.width * self.head * (self.heads + self.kv_heads) * span
+        step = folded + 2 * span**2 * self.head * self.heads
+        return max(layer - 1, 0) * step + 2 * self.width * sources, sources
+
+    def patterns(self, tokens: int) -> float:
+        """Bytes of all attention patterns, and of one layer's scores on their way."""
+        return 4.0 * (self.layers + 3) * self.heads * tokens**2
+
+    def writes(self, tokens: int, cross_layer: bool = False) -> float:
+        """Bytes of what active features write."""
+        return 4.0 * self.active(tokens) * self.width * ((self.layers + 1) / 2) ** cross_layer
+
+    @property
+    def folded(self) -> float:
+        """Bytes of value and output weights, with norms folded in."""
+        return 4.0 * self.layers * self.width * self.head * (self.heads + self.kv_heads)
+
+
+SHAPES = (
+    Shape("bundled", 8, 128, 4, 4, 32, 256, 4224, 1024, 20),
+    Shape("2B, 426k features", 26, 2304, 8, 4, 256, 9216, 256_000, 16_384, 60, tied=True),
+    Shape("8B, 4.2M features", 32, 4096, 32, 8, 128, 14_336, 128_256, 131_072, 100),
+    Shape("70B, 10M features", 80, 8192, 64, 8, 128, 28_672, 128_256, 125_000, 100),
+)
+
+
+def size(count: float, unit: str = "B") -> str:
+    """Three digits and a prefix."""
+    for prefix in ("", "k", "M", "G", "T", "P"):
+        if count < 1000 or prefix == "P":
+            break
+        count /= 1000
+    return (
+        f"{count:.3g} {prefix}{unit}".rstrip() if count < 1000 else f"{count:,.0f} {prefix}{unit}"
+    )
+
+
+def power(count: float) -> str:
+    return f"{count:.1e}".replace("e+0", "e").replace("e+", "e")
+
+
+def lasting(seconds: float) -> str:
+    for unit, length in (("days", 86_400), ("hours", 3600), ("min", 60), ("s", 1), ("ms", 1e-3)):
+        if seconds >= 2 * length or unit == "ms":
+            break
+    return (
+        f"{seconds / length:,.2g} {unit}"
+        if seconds < 100 * length
+        else f"{seconds / length:,.0f} {unit}"
+    )
+
+
+Line = tuple[str, Callable[[Shape], str]]
+
+STORAGE: tuple[Line, ...] = (
+    ("parameters", lambda s: size(s.parameters, "")),
+    ("the model, bfloat16", lambda s: size(2 * s.parameters)),
+    ("per-layer set, bfloat16", lambda s: size(2 * 2 * s.encoders)),
+    ("cross-layer set, bfloat16", lambda s: size(2 * s.cross_layer)),
+    ("training a per-layer set (16 bytes a number)", lambda s: size(16 * 2 * s.encoders)),
+    ("training a cross-layer set", lambda s: size(16 * s.cross_layer)),
+    ("activations, a token, float32", lambda s: size(8 * s.layers * s.width)),
+    ("activations, 10⁸ tokens, 8 bits", lambda s: size(1e8 * s.layers * (2 * s.width + 8))),
+)
+
+TRACE: tuple[Line, ...] = (
+    ("active features", lambda s: f"{s.active(TOKENS):,}"),
+    ("forward pass and encoders, operations", lambda s: power(s.forward(TOKENS))),
+    ("encoders read, bfloat16", lambda s: size(2 * s.encoders)),
+    ("decoder rows read, per-layer", lambda s: size(s.writes(TOKENS) / 2)),
+    ("decoder rows read, cross-layer", lambda s: size(s.writes(TOKENS, True) / 2)),
+    ("what they write, float32, per-layer", lambda s: size(s.writes(TOKENS))),
+    ("what they write, cross-layer", lambda s: size(s.writes(TOKENS, True))),
+    ("folded attention weights, float32", lambda s: size(s.folded)),
+    ("attention patterns", lambda s: size(s.patterns(TOKENS))),
+    ("all rows: operations", lambda s: power(s.sweep(TOKENS)[0])),
+    ("all rows: edges, float32", lambda s: size(4 * s.sweep(TOKENS)[1])),
+    ("10,000 rows: operations", lambda s: power(s.sweep(TOKENS, ROWS)[0])),
+    ("10,000 rows: edges, float32", lambda s: size(4 * s.sweep(TOKENS, ROWS)[1])),
+    ("the same, `--keep-edges 0.95`", lambda s: size(kept(s.sweep(TOKENS, ROWS)[1]))),
+    ("all rows, at 10¹⁴ operations a second", lambda s: lasting(s.sweep(TOKENS)[0] / RATE)),
+    ("10,000 rows, likewise", lambda s: lasting(s.sweep(TOKENS, ROWS)[0] / RATE)),
+    ("encoders to the GPU, at 25 GB/s", lambda s: lasting(2 * s.encoders / LINK)),
+)
+
+BUILD: tuple[Line, ...] = (
+    ("counting: operations", lambda s: power(s.forward(CORPUS))),
+    ("the same at 10¹⁴ a second", lambda s: lasting(s.forward(CORPUS) / RATE)),
+    ("encoders to the GPU for every piece, at 25 GB/s", lambda s: lasting(copied(s))),
+    ("places where features fire", lambda s: power(CORPUS * s.layers * s.l0)),
+    ("counts in memory, a worker", lambda s: size(s.all_features * tally())),
+    ("pieces read again to describe, at most", lambda s: power(again(s))),
+)
+
+
+def kept(edges: float) -> float:
+    """Bytes of rows cut to 95 %: the values kept, and a bit for every place."""
+    return edges * (4 * KEPT + 1 / 8)
+
+
+def copied(shape: Shape) -> float:
+    """Seconds on the link in a feature build: each piece of text meets all encoders."""
+    return CORPUS / PIECE * 2 * shape.encoders / LINK
+
+
+def tally(languages: int = 1) -> int:
+    """Bytes that a feature's counts take while a corpus goes by."""
+    return 8 * (4 + BINS + languages) + ENTRY * EXAMPLES
+
+
+def again(shape: Shape) -> float:
+    """Pieces of text that hold a strongest example, layer by layer: eight a feature, or all."""
+    return shape.layers * min(CORPUS / PIECE, 8 * shape.features)
+
+
+def table(title: str, lines: Sequence[Line], shapes: Sequence[Shape]) -> list[str]:
+    head = [f"| {title} | " + " | ".join(s.name for s in shapes) + " |", "|---" * (len(shapes) + 1)]
+    rows = [f"| {name} | " + " | ".join(of(s) for s in shapes) + " |" for name, of in lines]
+    return [head[0], head[1] + "|", *rows]
+
+
+def by_length(shape: Shape) -> list[str]:
+    """How a trace grows with its prompt."""
+    lines = [
+        f"| {shape.name}, tokens | active features | patterns | all rows: operations | edges "
+        "| 10,000 rows: operations | edges | edges, 0.95 |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for tokens in LENGTHS:
+        (whole, edges), (some, few) = shape.sweep(tokens), shape.sweep(tokens, ROWS)
+        cells = (f"{tokens:,}", f"{shape.active(tokens):,}", size(shape.patterns(tokens)),
+                 power(whole), size(4 * edges), power(some), size(4 * few), size(kept(few)))  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def tables(shapes: Sequence[Shape] = SHAPES) -> str:
+    longest = shapes[min(1, len(shapes) - 1)]
+    parts = {
+        "Storage": table("", STORAGE, shapes),
+        f"One prompt of {TOKENS} tokens": table("", TRACE, shapes),
+        "Longer prompts": by_length(longest),
+        "A feature store from 10⁹ tokens": table("", BUILD, shapes),
+    }
+    return "\n\n".join(f"### {title}\n\n" + "\n".join(lines) for title, lines in parts.items())
+
+
+def put(page: str) -> str:
+    """The page with its tables renewed."""
+    before, rest = page.split(START)
+    return f"{before}{START}\n\n{tables()}\n\n{END}{rest.split(END)[1]}"
+
+
+def yours(config: Path, features: int, l0: int) -> Shape:
+    """The shape of a Hugging Face folder's config.json."""
+    found = json.loads(config.read_text(encoding="utf-8"))
+    heads, width = found["num_attention_heads"], found["hidden_size"]
+    return Shape(
+        config.resolve().parent.name,
+        found["num_hidden_layers"],
+        width,
+        heads,
+        found.get("num_key_value_heads", heads),
+        found.get("head_dim") or width // heads,
+        found["intermediate_size"],
+        found["vocab_size"],
+        features,
+        l0,
+        bool(found.get("tie_word_embeddings")),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("config", type=Path, nargs="?", help="config.json of a model of your own")
+    parser.add_argument("--features", type=int, default=16_384, help="its features a layer")
+    parser.add_argument("--l0", type=int, default=60, help="active ones a token and layer")
+    parser.add_argument("--page", action="store_true", help="put the tables into docs/scale.md")
+    given = parser.parse_args()
+    if given.page:
+        PAGE.write_text(put(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+        return
+    shapes = (yours(given.config, given.features, given.l0),) if given.config else SHAPES
+    print(tables(shapes))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""The pages of a store in a browser: accessible, at any width, by keyboard, without a script."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+
+from circuit_tracer.features import open_store
+from circuit_tracer.features.serving import server
+
+pytestmark = pytest.mark.browser
+
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+PAGES = ("index.html", "5/417.html", "search.html?q=capital")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    found = shutil.which("chromium")
+    if not found:
+        pytest.skip("no chromium on this machine")
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=found, args=FLAGS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def address():
+    with server(open_store("plt")) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_address[1]}/"
+        running.shutdown()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1440, "light"), (390, "dark"), (320, "light")])
+def test_pages_fit_and_are_accessible(browser, address, width, scheme):
+    checker = os.environ.get("CIRCUIT_TRACER_AXE", "")
+    context = browser.new_context(
+        viewport={"width": width, "height": 800}, color_scheme=scheme, bypass_csp=True
+    )
+    tab = context.new_page()
+    for path in PAGES:
+        tab.goto(address + path)
+        assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth"), path
+        if checker:
+            tab.evaluate(Path(checker).read_text(encoding="utf-8"))
+            found = tab.evaluate("axe.run().then((result) => result.violations)")
+            assert not [(one["id"], one["nodes"][0]["html"]) for one in found], path
+    context.close()
+
+
+def test_search_is_reached_and_used_by_keyboard(browser, address):
+    context = browser.new_context()
+    tab = context.new_page()
+    tab.goto(address)
+    seen = []
+    for _ in range(4):
+        tab.keyboard.press("Tab")
+        seen.append(tab.evaluate("document.activeElement.textContent || 'field'"))
+    assert seen[0] == "Skip to the page" and seen[2] == "I’m feeling lucky" and seen[3] == "field"
+    tab.keyboard.type("capital")
+    tab.keyboard.press("Enter")
+    tab.wait_for_url("**/search.html?q=capital")
+    tab.click("main table a >> nth=0")
+    assert "capital" in tab.inner_text("h1")
+    assert tab.locator(".row b").count() > 3 and tab.locator(".bars i").count() > 1
+    context.close()
