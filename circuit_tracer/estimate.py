@@ -14,18 +14,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
 from circuit_kernels.choice import Choice
-from circuit_tracer import memory
+from circuit_tracer import carried, memory
 from circuit_tracer.errors import InputError, MemoryBudgetError
 from circuit_tracer.keeping import SHARES, KeepEdges, Room, checked
 from circuit_tracer.local import Local
 from circuit_tracer.memory import Estimate
 from circuit_tracer.nodes import NodeIndex
-from circuit_tracer.rows import Rows, columns, packed, target_groups
+from circuit_tracer.rows import Rows, columns, halves, packed, target_groups
 from circuit_tracer.shapes import Float, Tensor
 from circuit_tracer.sweep import Sweep
 from circuit_tracer.targets import Readout
@@ -65,6 +65,7 @@ class _Chunk(NamedTuple):
 
     parts: list[_Part]
     joined: bool
+    meet: int = 0
 
     @property
     def layer(self) -> int:
@@ -137,6 +138,7 @@ class Plan:
         self._swept = memory.tensors(parts)
         self._room = Room(sweep, directions)
         self._apart = self.device.type == "cuda"
+        self._known: dict[int, Float[Tensor, "layer position"]] = {}
 
     def resolve(self, max_features: MaxFeatures, keep_edges: KeepEdges = 1.0) -> int:
         """How many features `max_features` means; where both are "auto", weak edges are given up
@@ -229,7 +231,7 @@ class Plan:
             n_positions=self.positions,
             n_active=len(self.local.features),
             n_targets=n_rows,
-            flops=self._flops(counts),
+            flops=self._flops(chunks),
             seconds=seconds,
             result_bytes=result,
             held_bytes=self._held,
@@ -275,40 +277,49 @@ class Plan:
             here = [_Part(rest, p, int(counts[rest, p])) for p in range(self.positions)]
             yield from self._packed([part for part in here if part.targets], joined=False)
             rest -= 1
-        cells = [
-            _Part(layer, position, int(counts[layer, position]))
-            for position in range(self.positions)
-            for layer in reversed(range(rest + 1))
-        ]
-        yield from self._packed(cells, joined=True)
+        for layers, meet in halves(self.sweep, rest) if rest >= 0 else ():
+            cells = [
+                _Part(layer, position, int(counts[layer, position]))
+                for position in range(self.positions)
+                for layer in reversed(layers)
+            ]
+            yield from self._packed(cells, joined=True, meet=meet)
 
-    def _packed(self, parts: list[_Part], joined: bool) -> Iterator[_Chunk]:
+    def _packed(self, parts: list[_Part], joined: bool, meet: int = 0) -> Iterator[_Chunk]:
         span = max((part.position + 1 for part in parts), default=1)
         for together in packed([part.targets for part in parts], columns(self.sweep, span, joined)):
-            yield _Chunk([parts[n]._replace(targets=b - a) for n, a, b in together], joined)
+            yield _Chunk([parts[n]._replace(targets=b - a) for n, a, b in together], joined, meet)
 
-    def _flops(self, counts: Tensor) -> float:
-        """Operations no run can do without, one target at a time."""
-        depth = torch.arange(self.layers + 1)[:, None]
-        span = torch.arange(1, self.positions + 1)
-        attention = (depth - 1).clamp(min=0) * self._attention(span)
-        return float((counts * (attention + 2.0 * self.sweep.width * self._cones)).sum())
+    def _flops(self, chunks: Sequence[_Chunk]) -> float:
+        """Operations of the run: every target's alone, and of carrying up what they meet."""
+        own = sum(
+            part.targets * float(self._operations(chunk.meet)[part.layer, part.position])
+            for chunk in chunks
+            for part in chunk.parts
+        )
+        meet = max((chunk.meet for chunk in chunks), default=0)
+        adapter, features = self.local.adapter, self._features
+        directions = sum(
+            float(self._operations(0)[d.layer, d.position])
+            for d in self.directions
+            if d.layer == self.layers
+        )
+        return own + directions + carried.operations_of_carrying(adapter, features, meet)
 
-    def _attention(self, span: Any) -> Any:
-        """Operations of one attention step of one target over so many positions."""
-        adapter = self.local.adapter
-        heads, wide = adapter.head_dim * adapter.heads, adapter.heads + adapter.kv_heads
-        return 2.0 * self.sweep.width * adapter.head_dim * wide * span + 2.0 * span**2 * heads
+    def _operations(self, meet: int) -> Float[Tensor, "layer position"]:
+        """Operations of one target at each layer and position."""
+        if meet not in self._known:
+            self._known[meet] = carried.operations_of_a_target(
+                self.local.adapter, self._features, meet
+            )
+        return self._known[meet]
 
     # How long it takes.
 
     def _weight(self, chunk: _Chunk, rate: float) -> float:
         """About what a chunk takes: its operations at a rate, and its many small products."""
-        work = 0.0
-        for layer, _, targets in chunk.parts:
-            down = max(layer - 1, 0) * self._attention(chunk.span)
-            across = 2.0 * self.sweep.width * float(self._cones[layer, chunk.span - 1])
-            work += targets * (down + across)
+        each_target = self._operations(chunk.meet)[:, chunk.span - 1]
+        work = sum(targets * float(each_target[layer]) for layer, _, targets in chunk.parts)
         steps = (chunk.layer + 1) * chunk.span
         edges = chunk.targets * float(self._cones[chunk.layer, chunk.span - 1])
         moved = chunk.targets * chunk.span * self.sweep.width
@@ -348,9 +359,14 @@ class Plan:
             rows.append(torch.arange(cell.start, min(cell.start + targets, cell.stop)))
         scratch = Rows(self.sweep, self.directions)
         with torch.no_grad():
+            if self.sweep.carries_up:
+                self.sweep.carried(chunk.meet)
             clock = _clock(self.device)
             groups = scratch.groups(torch.cat(rows).sort().values)
-            (scratch.take if chunk.joined and groups else scratch.expand)(groups)
+            if chunk.joined and groups:
+                scratch.take(groups, meet=chunk.meet)
+            else:
+                scratch.expand(groups)
             return _clock(self.device) - clock
 
     # How much room it takes.
@@ -372,12 +388,19 @@ class Plan:
             self._held
             + self._swept
             + result
-            + item * (room + READ_COPIES * most * width)
+            + item * (room + READ_COPIES * most * width + self._carried(chunks))
             + NODE_BYTES * nodes
             + BLOCK_BYTES * int((counts > 0).sum())
         )
         apart = self._held + memory.taking_apart(self.local)
         return max(sweep, memory.forward(adapter, self.positions), apart)
+
+    def _carried(self, chunks: Sequence[_Chunk]) -> int:
+        """Elements of what is carried up to where the run's chunks meet it, being put in order."""
+        meet = max((chunk.meet for chunk in chunks), default=0)
+        if not meet:
+            return 0
+        return 2 * carried.elements(self.local.adapter, self._features, meet)
 
 
 CUTTING = 4

@@ -119,21 +119,24 @@ class Rows:
 
     def expand_rest(self, layer: int, report: Callable[[int, int], None] = _silent) -> None:
         """Rows of every feature and target up to a layer, where nothing is left to choose."""
-        cells = self.cells(layer)
         count = columns(self.sweep, self.index.n_positions, joined=True)
-        for together in packed([len(cell) for cell in cells], count):
-            rows = [torch.arange(cells[n].start + a, cells[n].start + b) for n, a, b in together]
-            self.take(self.groups(torch.cat(rows).sort().values))
-            report(self.expanded, layer)
+        for layers, meet in halves(self.sweep, layer):
+            cells = self.cells(layers)
+            for together in packed([len(cell) for cell in cells], count):
+                rows = [
+                    torch.arange(cells[n].start + a, cells[n].start + b) for n, a, b in together
+                ]
+                self.take(self.groups(torch.cat(rows).sort().values), meet=meet)
+                report(self.expanded, layer)
         for below in reversed(range(layer + 1)):
             self.expand(target_groups(self.index, self.directions, below))
 
-    def cells(self, layer: int) -> list[range]:
-        """Features of every (layer, position) up to a layer, position by position."""
+    def cells(self, layers: range) -> list[range]:
+        """Features of every (layer, position) of some layers, position by position."""
         return [
             self.index.feature_rows(below, position, position + 1)
             for position in range(self.index.n_positions)
-            for below in reversed(range(layer + 1))
+            for below in reversed(layers)
         ]
 
     def groups(self, rows: Int[Tensor, " target"]) -> list[Group]:
@@ -145,13 +148,14 @@ class Rows:
             for group in feature_groups(self.sweep.local, layer, rows[layers == layer])
         ]
 
-    def take(self, groups: list[Group], passing: bool = False) -> None:
+    def take(self, groups: list[Group], passing: bool = False, meet: int = 0) -> None:
         """Rows of targets that travel together.
 
         Args:
             passing: their influence is complete, and passed on to their sources.
+            meet: where they meet what comes up to them (`Sweep.chunk`).
         """
-        chunk = self.sweep.chunk(groups)
+        chunk = self.sweep.chunk(groups, meet)
         for block in chunk.blocks():
             if self.keep == 1:
                 block = replace(block, values=block.values.cpu())
@@ -222,6 +226,14 @@ def columns(sweep: Sweep, span: int, joined: bool = False) -> int:
     cuda = sweep.local.errors.device.type == "cuda"
     most = max(1, ELEMENTS["cuda" if cuda else "cpu"] // (span * sweep.width))
     return most if cuda else min(most, COLUMNS[joined])
+
+
+def halves(sweep: Sweep, layer: int) -> list[tuple[range, int]]:
+    """All layers up to one, in the order in which their features are expanded together: those that
+    meet their sources at some layer, and those below it; each with where they meet."""
+    meet = sweep.meeting(layer)
+    first = meet + sweep.parallel if meet else 0
+    return [(range(first, layer + 1), meet), (range(first), 0)]
 
 
 def packed(sizes: Iterable[int], columns: int) -> Iterator[list[tuple[int, int, int]]]:

@@ -11,18 +11,22 @@ writes. Nothing is differentiated: each step down is written out.
 The gradient is kept as (position, d_model, target): every product then runs on contiguous memory,
 per position, with the targets innermost. Three things make it cheap. A target reads at one
 position, so its first attention step costs one small product, not one a position. A target at
-position p has a gradient at positions ≤ p only. And the attention of layer 0 is never applied to
-gradients: only embeddings lie below it, and those few are carried up through it instead, once.
+position p has a gradient at positions ≤ p only. And gradients are met halfway: what lies below the
+attention of some layer, at least the embeddings below layer 0's, is carried up through it once
+(`carried`), and no gradient goes down there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 
 from circuit_kernels.choice import Choice, kernel
+from circuit_tracer import carried
+from circuit_tracer.carried import Carried
 from circuit_tracer.edges import RowBlock
 from circuit_tracer.local import Local
 from circuit_tracer.nodes import NodeIndex
@@ -100,10 +104,22 @@ class Sweep:
             self.terms[:, 0] += local.attention_constants
         self.parallel = local.adapter.parallel
         elements = local.n_positions**2 * self.width
+        self._carried: dict[int, Carried] = {}
         # A skip beside a parallel attention of layer 0 would be a second way up.
         self.carries_up = elements <= CARRY_UP_ELEMENTS and (self.fused or not self.parallel)
-        if self.carries_up:
-            self._carry_embeddings_up()
+
+    def carried(self, layer: int) -> Carried:
+        """What lies below the attention of a layer, carried up through it; made once."""
+        if layer not in self._carried:
+            self._carried[layer] = carried.carry_up(self.local, self.index, layer)
+        return self._carried[layer]
+
+    def meeting(self, layer: int) -> int:
+        """Where to meet when all features up to a layer are targets (`carried`)."""
+        if not (self.fused and self.carries_up):
+            return 0
+        starts = torch.tensor(self.starts[: layer + 1]).view(layer + 1, -1)
+        return carried.meeting(self.adapter, starts.diff(dim=1).double())
 
     def buffer(self, name: str, *shape: int) -> Tensor:
         """A reused buffer; its content is whatever was there."""
@@ -118,31 +134,20 @@ class Sweep:
         block = self.adapter.blocks[layer]
         return block.output.view(-1, self.width), block.value.view(self.width, -1)
 
-    def _carry_embeddings_up(self) -> None:
-        """What each embedding (and position embedding) adds to each position after attention 0."""
-        tokens, positional = self.local.forward.tokens, self.local.forward.positional
-        heads = self._read_heads(0, torch.stack([tokens, positional]))
-        pattern = self.local.patterns[0]
-        output = self.adapter.blocks[0].output
-        written = torch.einsum("skhc,hcd->shkd", heads, output)
-        self.embedded = torch.einsum("hqk,hkd->qkd", pattern, written[0])
-        self.embedded.diagonal(dim1=0, dim2=1).add_(tokens.T)
-        self.placed = positional + torch.einsum("hqk,hkd->qd", pattern, written[1])
-
-    def _read_heads(self, layer: int, x: Tensor) -> Float[Tensor, "stack key head head_dim"]:
-        """What each head reads of residual vectors, without norm scales (those are in patterns)."""
-        read = torch.einsum("skd,dhc->skhc", x, self.adapter.blocks[layer].value)
-        return read.repeat_interleave(self.groups, dim=2)
-
     def rows(self, groups: Sequence[Group]) -> tuple[list[RowBlock], Terms]:
         """Edge rows of some targets: by falling layer, rising position within a layer."""
         chunk = self.chunk(groups)
         blocks = [replace(block, values=block.values.cpu()) for block in chunk.blocks()]
         return blocks, chunk.terms()
 
-    def chunk(self, groups: Sequence[Group]) -> Chunk:
-        """The same while still on the device; the next chunk overwrites it."""
-        chunk = Chunk(self, groups)
+    def chunk(self, groups: Sequence[Group], meet: int = 0) -> Chunk:
+        """The same while still on the device; the next chunk overwrites it.
+
+        Args:
+            meet: the layer whose attention no gradient passes; what lies below comes up to it.
+                No target may read below it, and only layer 0 will do where there are skips.
+        """
+        chunk = Chunk(self, groups, meet)
         chunk.descend()
         return chunk
 
@@ -159,8 +164,8 @@ class Chunk:
     joined are always the first ones.
     """
 
-    def __init__(self, sweep: Sweep, groups: Sequence[Group]):
-        self.sweep, self.groups = sweep, groups
+    def __init__(self, sweep: Sweep, groups: Sequence[Group], meet: int):
+        self.sweep, self.groups, self.meet = sweep, groups, meet
         self.local, self.adapter = sweep.local, sweep.adapter
         self.layer = max(group.layer for group in groups)
         self.span = max(group.position for group in groups) + 1
@@ -168,6 +173,8 @@ class Chunk:
         self.slices = [slice(a, b) for a, b in zip(sizes, sizes[1:], strict=False)]
         self.targets = 0
         self.columns = sweep.index.cone(self.layer, self.span - 1)
+        below = [len(sweep.index.feature_rows(n, 0, self.span)) for n in range(self.layer)]
+        self.offsets = list(accumulate(below, initial=0))
         self.all_out = sweep.buffer("out", len(self.columns), sizes[-1]).zero_()
         self.all_gradients = sweep.buffer("gradient", self.span, sweep.width, sizes[-1])
         self.points = [group.reads.T for group in groups]
@@ -201,7 +208,7 @@ class Chunk:
                     self.mlp_at_point(layer, number)
                 if not (entries[number][1] and self.sweep.fused):
                     self.attention_constant_at_point(layer, number)
-            if layer == 0 and up:
+            if layer == self.meet and up:
                 break
             if self.targets:
                 self.attention(layer)
@@ -212,16 +219,13 @@ class Chunk:
     def _feature_slice(self, layer: int, first: int = 0, stop: int | None = None) -> slice:
         """Where the features of a layer stand in `out`."""
         rows = self.sweep.index.feature_rows(layer, first, self.span if stop is None else stop)
-        offset = self._offset(layer) - self.sweep.index.feature_rows(layer).start
+        offset = self.offsets[layer] - self.sweep.index.feature_rows(layer).start
         return slice(rows.start + offset, rows.stop + offset)
 
-    def _offset(self, layer: int) -> int:
-        rows = self.sweep.index.feature_rows
-        return sum(len(rows(below, 0, self.span)) for below in range(layer))
-
-    def _error_slice(self, layer: int) -> slice:
-        start = self._offset(self.layer) + layer * self.span
-        return slice(start, start + self.span)
+    def _error_slice(self, layer: int, stop: int | None = None) -> slice:
+        """Where the errors of a layer stand in `out`."""
+        start = self.offsets[-1] + layer * self.span
+        return slice(start, start + (self.span if stop is None else stop))
 
     @property
     def _embedding_rows(self) -> Tensor:
@@ -314,33 +318,35 @@ class Chunk:
             self.beside = None
 
     def embeddings(self, entries: Sequence[tuple[int, bool]]) -> None:
-        """Edges to embeddings, which may have been carried up through the attention of layer 0."""
-        sweep, below = self.sweep, self._embedding_rows
+        """Edges to embeddings, or to all that has been carried up to where gradients end."""
+        below, up = self._embedding_rows, self.sweep.carries_up
         tokens, placed = self.local.forward.tokens, self.local.forward.positional
-        if self.targets and sweep.carries_up:
-            placed = sweep.placed
+        if self.targets and up:
             for position in range(self.span):
-                carried = sweep.embedded[position, : position + 1]
-                below[: position + 1, : self.targets].addmm_(carried, self.gradient[position])
+                self._meet(position, self.gradient[position], slice(0, self.targets))
         elif self.targets:
             below[:, : self.targets] += torch.bmm(tokens[: self.span, None], self.gradient)[:, 0]
-        if self.targets:
-            at = torch.bmm(placed[: self.span, None], self.gradient)
-            self.sums[2] += at[:, 0].sum(0)
-        for number in range(len(self.groups)):
-            if self.slices[number].stop > self.targets:
-                self.embeddings_at_point(number, above_attention=entries[number][0] == 0)
+            self.sums[2] += torch.bmm(placed[: self.span, None], self.gradient)[:, 0].sum(0)
+        for number, group in enumerate(self.groups):
+            p, point, part = group.position, self.points[number], self.slices[number]
+            if part.stop > self.targets and up and entries[number][0] == self.meet:
+                self._meet(p, point, part)
+            elif part.stop > self.targets:
+                below[p, part] += tokens[p] @ point
+                self.all_sums[2, part] += placed[p] @ point
 
-    def embeddings_at_point(self, number: int, above_attention: bool) -> None:
-        """Edges to embeddings of targets that sit right above them, or above attention 0."""
-        forward, sweep, part = self.local.forward, self.sweep, self.slices[number]
-        p, point = self.groups[number].position, self.points[number]
-        if above_attention:
-            self._embedding_rows[: p + 1, part] += sweep.embedded[p, : p + 1] @ point
-            self.all_sums[2, part] += sweep.placed[p] @ point
-        else:
-            self._embedding_rows[p, part] += forward.tokens[p] @ point
-            self.all_sums[2, part] += forward.positional[p] @ point
+    def _meet(self, position: int, gradient: Float[Tensor, "d_model target"], part: slice) -> None:
+        """Edges of some targets to what has been carried up, as it stands at one position."""
+        below, into = self.sweep.carried(self.meet), self.all_out[:, part]
+        for layer, features in enumerate(below.features):
+            rows = self._feature_slice(layer, 0, position + 1)
+            into[rows].addmm_(features[position], gradient)
+        for layer, errors in enumerate(below.errors):
+            rows = self._error_slice(layer, position + 1)
+            into[rows].addmm_(errors[position], gradient)
+        embeddings = self._embedding_rows[: position + 1, part]
+        embeddings.addmm_(below.embeddings[position], gradient)
+        self.all_sums[:, part].addmm_(below.constants[position], gradient)
 
     # What came of it.
 

@@ -26,9 +26,10 @@ SAYS = {
     "fish fishes": "swim", "bee bees": "hum", "frog frogs": "jump", "wolf wolves": "howl",
     "lion lions": "roar", "mouse mice": "squeak",
 }  # fmt: skip
-ADJECTIVES, BETWEEN = "old young big small red grey".split(), "near behind with above".split()
+ADJECTIVES = ("old", "young", "big", "small", "red", "grey")
+BETWEEN = ("near", "behind", "with", "above")
 PROMPT = "the cats near the old dog"
-FULL = {"pretraining": 1200, "texts": 3000, "features": 512, "k": 12, "steps": 1500}
+FULL = {"pretraining": 1200, "texts": 3000, "features": 128, "k": 32, "steps": 700}
 QUICK = {"pretraining": 60, "texts": 200, "features": 64, "k": 8, "steps": 60}
 
 

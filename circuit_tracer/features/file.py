@@ -97,7 +97,8 @@ class _Words:
 
     def rows(self) -> Iterator[tuple[int, str, str, bytes, bytes]]:
         for word, number in self.numbers.items():
-            yield (number, word, word.casefold(), *map(_postings, self.under[number]))
+            fires, says = map(_postings, self.under[number])
+            yield number, word, word.casefold(), fires, says
 
 
 def write(

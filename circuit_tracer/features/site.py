@@ -359,9 +359,9 @@ def _example(example: Example, largest: float) -> str:
         title = f' title="{_number(value)}"' if shade else ""
         parts.append(f'<span class="a{shade}"{title}>{text}</span>' if shade else text)
     language = f' lang="{_text(example.language)}"' if example.language else ""
-    value = _number(example.activations[example.position]) if fires else ""
+    shown = _number(example.activations[example.position]) if fires else ""
     text = "".join(parts)
-    return f'<div class="row"><span>{value}</span><p dir="auto"{language}>{text}</p></div>'
+    return f'<div class="row"><span>{shown}</span><p dir="auto"{language}>{text}</p></div>'
 
 
 def _lucky(store: Store, title: str) -> str:

@@ -14,7 +14,8 @@ from tests.house.repository import ROOT
 
 SHORTER = {"gallery": ["--only", "antonyms", "--rows", "4"]}
 """Arguments with which an example takes seconds."""
-EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+OWN_TEST = {"bring_your_own_model"}
+EXAMPLES = sorted(p for p in (ROOT / "examples").glob("*.py") if p.stem not in OWN_TEST)
 GALLERY = runpy.run_path(str(ROOT / "examples" / "gallery.py"))["PROMPTS"]
 
 
