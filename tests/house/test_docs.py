@@ -22,6 +22,8 @@ RUN = [
     "docs/queries.md",
     "docs/interventions.md",
     "docs/faithfulness.md",
+    "docs/notebooks.md",
+    "docs/sharing.md",
 ]
 
 
