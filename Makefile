@@ -7,7 +7,7 @@
 #   make test-old  the core's tests on the oldest supported transformers, in .venv-old
 #   make bench     measurements, printed and not judged; BENCH="--reference PYTHON" compares
 #   make bench-gpu the rows that need a CUDA device, in one run of under ten minutes
-#   make docs      redraw the generated pictures, then check every link
+#   make docs      redraw the generated pictures and tables, then check every link
 #   make bundled   retrain the bundled model and its transcoders (about an hour)
 #   make wheel     build dist/*.whl
 #   make clean     remove what these verbs made
@@ -78,6 +78,8 @@ bench-gpu: setup
 
 docs: setup
 	$(BIN)/python docs/draw_layers.py
+	$(BIN)/python docs/scale.py --page
+	$(BIN)/python docs/draw_scale.py
 	$(BIN)/python -m pytest -q tests/house/test_docs.py tests/house/test_architecture.py
 
 bundled: setup

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from circuit_tracer.errors import InputError
@@ -67,10 +67,11 @@ class Edit:
 
 @dataclass(frozen=True, eq=False)
 class Clean:
-    """What the features of a prompt do when nobody intervenes."""
+    """What the features of a prompt do when nobody intervenes; each layer is encoded once."""
 
     transcoders: TranscoderSet
     forward: Forward
+    _encoded: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def n_positions(self) -> int:
@@ -78,15 +79,24 @@ class Clean:
 
     def activations(self, layer: int) -> Float[Tensor, "position feature"]:
         """Activations of a layer, zero where a feature is not active."""
-        return activations(self.transcoders, layer, self.forward.mlp_inputs[layer])
+        x = self.forward.mlp_inputs[layer]
+        # Kept sparse: dense, all layers of a long prompt would fill the memory.
+        if layer not in self._encoded:
+            self._encoded[layer] = self.transcoders.encode(layer, x)
+        return _dense(self.transcoders, layer, len(x), *self._encoded[layer])
 
 
 def activations(
     transcoders: TranscoderSet, layer: int, x: Float[Tensor, "position d_model"]
 ) -> Float[Tensor, "position feature"]:
     """Activations of a layer that reads x, zero where a feature is not active."""
-    cells, values = transcoders.encode(layer, x)
-    dense = values.new_zeros(len(x), len(transcoders.layer(layer).encoder))
+    return _dense(transcoders, layer, len(x), *transcoders.encode(layer, x))
+
+
+def _dense(
+    transcoders: TranscoderSet, layer: int, n_positions: int, cells: Tensor, values: Tensor
+) -> Float[Tensor, "position feature"]:
+    dense = values.new_zeros(n_positions, len(transcoders.layer(layer).encoder))
     dense[cells[:, 0], cells[:, 1]] = values
     return dense
 

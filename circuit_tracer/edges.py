@@ -148,11 +148,20 @@ class EdgeRows:
         return matrix
 
     @cached_property
-    def residual(self) -> Float[Tensor, " node"]:
-        """Closure residual of every row: edges + terms − value; zero where there is no row."""
-        total = (self.bias + self.positional + self.ignored - self.value).double()
+    def signed(self) -> Float[Tensor, " node"]:
+        """Sum of the edges of every row, dropped ones too, float64; zero where there is no row."""
+        total = torch.zeros(len(self.index), dtype=torch.float64)
         for block in self.blocks:
-            total[block.rows] += block.values.double().sum(1)
+            total[block.rows] += block.values.sum(1, dtype=torch.float64)
             if isinstance(block, SparseBlock):
                 total[block.rows] += block.remainder
         return total
+
+    @cached_property
+    def residual(self) -> Float[Tensor, " node"]:
+        """Closure residual of every row: edges + terms − value; zero where there is no row.
+
+        Where nothing is known of what the rows add up to (`from_edges`) no row is read.
+        """
+        terms = (self.bias + self.positional + self.ignored - self.value).double()
+        return terms if terms.isnan().all() else self.signed + terms

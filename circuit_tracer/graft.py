@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from circuit_tracer.changes import Change, Clamp, Clean, Scale, resolve
 from circuit_tracer.errors import InputError
+from circuit_tracer.intervene import changed_logits
 from circuit_tracer.view.curves import Panel, figure
 
 if TYPE_CHECKING:
@@ -59,14 +60,14 @@ class Exchange:
 
 def outcomes(
     model: ReplacementModel,
-    receiver: Forward,
+    receiver: Clean,
     batch: Sequence[Mapping[Place, Change]],
     end: int | None,
 ) -> Iterator[Float[Tensor, " vocabulary"]]:
     """The logits at the last position after each of some changes, in one forward pass.
 
     Args:
-        receiver: the clean pass.
+        receiver: the clean pass; one for all calls, so that no layer is encoded twice.
         batch: where nothing is changed, the logits are the clean ones.
         end: MLP outputs of layers 0 to this one are held at clean + change, and attention
             patterns; None recomputes everything.
@@ -80,10 +81,11 @@ def outcomes(
     mode: Mode = "free" if end is None else "constrained"
     layers = None if end is None else range(end + 1)
     changed = [changes for changes in batch if changes]
-    ids = receiver.token_ids
-    results = iter(model.intervene_each(ids, changed, mode, layers) if changed else [])
+    results: Iterator[Float[Tensor, "position vocabulary"]] = iter(())
+    if changed:
+        results = iter(changed_logits(model.adapter, receiver, changed, mode, layers))
     for changes in batch:
-        yield next(results).logits_after[-1] if changes else receiver.logits[-1]
+        yield next(results)[-1] if changes else receiver.forward.logits[-1]
 
 
 @dataclass(frozen=True)
@@ -216,7 +218,8 @@ def graft(
     puts = {(one.layer, one.position, one.feature): one.activation for one in taken}
     if len(puts) < len(taken):
         raise InputError("two features that are taken go to one place; name positions with at=")
-    active = _named(remove, Clean(model.transcoders, here))
+    clean = Clean(model.transcoders, here)
+    active = _named(remove, clean)
     removed = [place for place in active if place not in puts]
     ids = _tokens(model, here, there, tokens)
     exchange = Exchange(removed, puts)
@@ -224,7 +227,7 @@ def graft(
     trials = [
         _trial(model, logits, strength, removal, end, ids)
         for end in end_layers
-        for strength, logits in zip(strengths, outcomes(model, here, batch, end), strict=True)
+        for strength, logits in zip(strengths, outcomes(model, clean, batch, end), strict=True)
     ]
     shares = here.logits[-1].double().softmax(-1)
     return Grafts(

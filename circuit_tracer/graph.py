@@ -121,9 +121,7 @@ class Graph:
     @cached_property
     def closure_error(self) -> float:
         """Largest |sum of edges + bias terms - value| over all rows; NaN where unknown."""
-        edges = self.edges
-        terms = (edges.bias + edges.positional + edges.ignored - edges.value).double()
-        return float((self.flow.signed + terms).abs().max()) if len(self.index) else 0.0
+        return float(self.edges.residual.abs().max()) if len(self.index) else 0.0
 
     @property
     def ignored(self) -> Float[Tensor, " node"]:
@@ -262,6 +260,7 @@ class Graph:
                     "token_ids": list(self.token_ids),
                     "target_weights": [target.weight for target in self.targets],
                     "target_features": [target.feature for target in self.targets],
+                    "target_differences": [target.difference for target in self.targets],
                 },
             ),
         )
@@ -311,16 +310,16 @@ class Graph:
         index = self.index
         targets, sources, weights = kept.edges
         renumber = kept.nodes.cumsum(0) - 1
-        shares = weights.double().abs() / self.flow.absolute.index_select(0, targets)
+        shares = self.flow.shares(kept.edges)
         return Circuit(
             nodes=self._described(kept.nodes.nonzero()[:, 0]),
-            sources=renumber[sources],
-            targets=renumber[targets],
+            sources=renumber.index_select(0, sources),
+            targets=renumber.index_select(0, targets),
             weights=weights,
             shares=shares,
             tokens=self.tokens,
             provenance=self.provenance,
-            scores=scores(self.edges, self.weights, kept.edges, self.flow),
+            scores=scores(self.edges, self.weights, kept.edges, self.flow, shares),
             graph_scores=self.scores,
             closure_error=self.closure_error,
             target_weights=dict(

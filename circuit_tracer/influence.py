@@ -92,7 +92,6 @@ class Flow:
     Attributes:
         arriving: (n_nodes,) the influence of every node, w^T B.
         absolute: (n_nodes,) sum of |edges| of every row, dropped ones too; 0 where there is none.
-        signed: (n_nodes,) sum of the edges of every row, dropped ones too.
         rows: (n_rows,) every node that has a row.
         by_layer: (n_rows, n_layers) sum of its |edges| by the layer of the source, dropped ones
             too; embeddings count to layer 0.
@@ -103,11 +102,15 @@ class Flow:
 
     arriving: Float[Tensor, " node"]
     absolute: Float[Tensor, " node"]
-    signed: Float[Tensor, " node"]
     rows: Int[Tensor, " target"]
     by_layer: Float[Tensor, "target layer"]
     dropped: Float[Tensor, " layer"]
     n_edges: int
+
+    def shares(self, edges: Edges) -> Float[Tensor, " edge"]:
+        """|weight| over the absolute sum of the target's row, float64."""
+        sums = self.absolute.index_select(0, edges.targets)
+        return torch.div(edges.weights.abs(), sums, out=sums)
 
 
 def flow(rows: EdgeRows, weights: Float[Tensor, " target"]) -> Flow:
@@ -119,34 +122,34 @@ def flow(rows: EdgeRows, weights: Float[Tensor, " target"]) -> Flow:
         rows: the edges.
         weights: (n_targets,) how much each target counts, usually its probability.
     """
-    index, own, n_edges = rows.index, _own(rows, weights), 0
+    index, mass, blocks = rows.index, _own(rows, weights), rows.descending()
     dropped = torch.zeros(index.n_layers, dtype=torch.float64)
-    ones, mass, blocks = torch.ones_like(own), own.clone(), rows.descending()
-    signed, by_layer = [own[:0]], [own.new_empty(0, index.n_layers)]
+    row = torch.cat([torch.empty(0, dtype=torch.long), *(block.rows for block in blocks)])
+    by_layer = np.zeros((len(row), index.n_layers))
+    sums, n_edges, start = np.empty(len(row)), 0, 0
+    room = torch.empty(STRIP, dtype=torch.float64)
     for block in blocks:
-        columns, here = rows.columns(block), mass.index_select(0, block.rows)
-        unit, sent = ones[: len(columns)], torch.zeros(len(columns), dtype=torch.float64)
+        columns, here = rows.columns(block), mass.index_select(0, block.rows).numpy()
+        sent = torch.zeros(len(columns), dtype=torch.float64)
         runs = index.runs(block.layer, block.position)
-        for span, strip in _converted(block):
-            signed.append(torch.mv(strip, unit))
-            absolute = strip.abs_().numpy()
-            n_edges += int(np.count_nonzero(absolute.view(np.int64)))
-            by_layer.append(_by_layer(absolute, *runs, block.layer, index.n_layers))
+        for span, absolute in strips(block, room):
+            whole = slice(start + span.start, start + span.stop)
+            n_edges += _count(absolute.numpy())
+            parts = np.add.reduceat(absolute.numpy(), runs[1], axis=1)
+            parts.sum(1, out=sums[whole])
+            _add_by_layer(parts, runs[0], block.layer, by_layer[whole])
             if isinstance(block, SparseBlock):
-                signed[-1] += block.remainder[span]
-                by_layer[-1] += block.dropped[span]
-            per_unit = here[span].div_(by_layer[-1].sum(1).clamp_(min=LEAST))
-            sent.addmv_(strip.T, per_unit)
+                by_layer[whole] += block.dropped[span].numpy()
+                sums[whole] += block.dropped[span].sum(1).numpy()
+            per_unit = torch.from_numpy(here[span] / np.maximum(sums[whole], LEAST))
+            sent.addmv_(absolute.T, per_unit)
             if isinstance(block, SparseBlock):
                 dropped.addmv_(block.dropped[span].T, per_unit)
         mass.index_add_(0, columns, sent)
+        start += len(block.rows)
     mass[index.first_target :] = 0.0
-    row = torch.cat([torch.empty(0, dtype=torch.long), *(block.rows for block in blocks)])
-    parts = torch.cat(by_layer)
-    sums, total = (torch.zeros_like(own) for _ in range(2))
-    sums.index_copy_(0, row, parts.sum(1))
-    total.index_copy_(0, row, torch.cat(signed))
-    return Flow(mass, sums, total, row, parts, dropped, n_edges)
+    absolute = torch.zeros_like(mass).index_copy_(0, row, torch.from_numpy(sums))
+    return Flow(mass, absolute, row, torch.from_numpy(by_layer), dropped, n_edges)
 
 
 def influence(rows: EdgeRows, weights: Float[Tensor, " target"]) -> Float[Tensor, " node"]:
@@ -159,6 +162,7 @@ def scores(
     weights: Float[Tensor, " target"],
     shown: Edges | None = None,
     found: Flow | None = None,
+    shares: Float[Tensor, " edge"] | None = None,
 ) -> Scores:
     """Scores of the full graph, or of a pruned one.
 
@@ -167,12 +171,14 @@ def scores(
             source's layer and position; that of a pruned edge from an embedding into the error of
             layer 0.
         found: the `flow` of all rows, where it is known already.
+        shares: of the edges kept (`Flow.shares`), where they are known already.
     """
     index = rows.index
     found = flow(rows, weights) if found is None else found
     arriving, hidden = found.arriving, found.dropped
     if shown is not None:
-        arriving, hidden = _along(shown, index, _own(rows, weights), found)
+        shares = found.shares(shown) if shares is None else shares
+        arriving, hidden = _along(shown, shares, index, _own(rows, weights), found)
     features, total_hidden = arriving[: index.n_features], float(hidden.sum())
     embeddings = float(arriving[index.first_embedding : index.first_target].sum())
     stopped = float(features[found.absolute[: index.n_features] == 0].sum())
@@ -200,20 +206,23 @@ def cumulative(influence: Float[Tensor, " node"]) -> Float[Tensor, " node"]:
     return result
 
 
-def strips(block: Block) -> Iterator[tuple[slice, Float[Tensor, "target source"]]]:
-    """|values| of a block in float64, a strip of rows at a time; each overwrites the last."""
-    for span, strip in _converted(block):
-        yield span, strip.abs_()
+def strips(
+    block: Block, room: Float[Tensor, " entry"] | None = None
+) -> Iterator[tuple[slice, Float[Tensor, "target source"]]]:
+    """|values| of a block in float64, a strip of rows at a time; each overwrites the last.
 
-
-def _converted(block: Block) -> Iterator[tuple[slice, Float[Tensor, "target source"]]]:
+    Args:
+        room: where to, for many blocks one after the other; used where a row fits.
+    """
     n_rows, n_columns = block.shape
     step = max(1, min(n_rows, STRIP // max(1, n_columns)))
-    room = torch.empty(step, n_columns, dtype=torch.float64)
+    if room is None or len(room) < step * n_columns:
+        room = torch.empty(step * n_columns, dtype=torch.float64)
+    room = room[: step * n_columns].view(step, n_columns)
     for start in range(0, n_rows, step):
         span = slice(start, min(start + step, n_rows))
         block.fill(span, room[: span.stop - start])
-        yield span, room[: span.stop - start]
+        yield span, room[: span.stop - start].abs_()
 
 
 def _own(rows: EdgeRows, weights: Float[Tensor, " target"]) -> Float[Tensor, " node"]:
@@ -229,20 +238,28 @@ def _own(rows: EdgeRows, weights: Float[Tensor, " target"]) -> Float[Tensor, " n
     return own
 
 
-def _by_layer(
-    absolute: np.ndarray[Any, Any], layers: list[int], starts: list[int], below: int, n_layers: int
-) -> Float[Tensor, "target layer"]:
-    """Sums of a strip by the layer of the source; runs as `NodeIndex.runs` gives them."""
-    sums = np.add.reduceat(absolute, starts, axis=1)
-    found = np.zeros((len(sums), n_layers))
+def _count(absolute: np.ndarray[Any, Any]) -> int:
+    """Entries that are not zero; where none is, the least says so at half the cost of counting."""
+    if absolute.size and absolute.min() > 0:
+        return absolute.size
+    return int(np.count_nonzero(absolute))
+
+
+def _add_by_layer(
+    sums: np.ndarray[Any, Any], layers: list[int], below: int, found: np.ndarray[Any, Any]
+) -> None:
+    """Sort sums over the runs of a cone (`NodeIndex.runs`) by the layer of the source."""
     found[:, layers] = sums[:, : len(layers)]
     found[:, :below] += sums[:, len(layers) : -1]
     found[:, 0] += sums[:, -1]
-    return torch.from_numpy(found)
 
 
 def _along(
-    shown: Edges, index: NodeIndex, own: Float[Tensor, " node"], full: Flow
+    shown: Edges,
+    shares: Float[Tensor, " edge"],
+    index: NodeIndex,
+    own: Float[Tensor, " node"],
+    full: Flow,
 ) -> tuple[Float[Tensor, " node"], Float[Tensor, " layer"]]:
     """Influence along some edges alone, and by the source's layer what left along the others.
 
@@ -250,12 +267,10 @@ def _along(
     """
     firsts = [index.feature_rows(layer).start for layer in range(index.n_layers)]
     found = torch.searchsorted(shown.targets, torch.tensor([*firsts, index.first_target])).tolist()
-    share = shown.weights.double().abs() / full.absolute.index_select(0, shown.targets)
     mass = own.clone()
-    for start, stop in reversed([*zip(found, [*found[1:], len(share)], strict=True)]):
-        span = slice(start, stop)
-        passed = share[span].mul_(mass.index_select(0, shown.targets[span]))
-        mass.index_add_(0, shown.sources[span], passed)
+    for start, stop in reversed([*zip(found, [*found[1:], len(shares)], strict=True)]):
+        passed = mass.index_select(0, shown.targets[start:stop]).mul_(shares[start:stop])
+        mass.scatter_add_(0, shown.sources[start:stop], passed)
     per_unit = mass.index_select(0, full.rows)
     per_unit /= full.absolute.index_select(0, full.rows).clamp_(min=LEAST)
     sent, mass = per_unit @ full.by_layer, mass - own

@@ -23,7 +23,7 @@ from circuit_tracer.changes import Changes, Clean, Edit, activations, resolve
 from circuit_tracer.errors import InputError
 from circuit_tracer.forward import Forward
 from circuit_tracer.models.adapter import Adapter
-from circuit_tracer.patched import Hold, run_patched
+from circuit_tracer.patched import Hold, Seen, run_patched
 from circuit_tracer.shapes import Float, Int, Tensor
 from circuit_tracer.transcoders.base import TranscoderSet
 
@@ -170,13 +170,7 @@ def intervene(
         mode, layers, freeze_attention: as in `ReplacementModel.intervene`.
     """
     clean = Clean(transcoders, forward)
-    if not batch:
-        raise InputError("there is no intervention to make; give at least one")
-    edits = [resolve(changes, clean) for changes in batch]
-    hold = held_by(mode, adapter.n_layers, layers, freeze_attention, edits)
-    if hold.mlps:
-        _check_written(edits, hold.mlps, transcoders)
-    seen = run_patched(adapter, clean, edits, hold)
+    edits, hold, seen = _passed(adapter, clean, batch, mode, layers, freeze_attention)
     before = [clean.activations(layer) for layer in range(adapter.n_layers)]
     return [
         Intervention(
@@ -190,6 +184,38 @@ def intervene(
         )
         for number in range(len(batch))
     ]
+
+
+def changed_logits(
+    adapter: Adapter,
+    clean: Clean,
+    batch: Sequence[Changes],
+    mode: Mode = "free",
+    layers: Sequence[int] | None = None,
+) -> Float[Tensor, "batch position vocabulary"]:
+    """The logits of several interventions, without the features, which take most of the time.
+
+    Arguments are those of `intervene`; `clean` may serve many batches.
+    """
+    return _passed(adapter, clean, batch, mode, layers, False)[2].logits
+
+
+def _passed(
+    adapter: Adapter,
+    clean: Clean,
+    batch: Sequence[Changes],
+    mode: Mode,
+    layers: Sequence[int] | None,
+    freeze_attention: bool,
+) -> tuple[list[list[Edit]], Hold, Seen]:
+    """What changes come to, what is held, and the pass."""
+    if not batch:
+        raise InputError("there is no intervention to make; give at least one")
+    edits = [resolve(changes, clean) for changes in batch]
+    hold = held_by(mode, adapter.n_layers, layers, freeze_attention, edits)
+    if hold.mlps:
+        _check_written(edits, hold.mlps, clean.transcoders)
+    return edits, hold, run_patched(adapter, clean, edits, hold)
 
 
 def held_by(

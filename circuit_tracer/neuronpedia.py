@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -228,7 +228,7 @@ def _reading(found: Document) -> Reading:
         if place[0] == "embedding":
             token_ids[place[2]] = _id_part(node)
     targets = [_target(node) for node in logits]
-    for name, known in (("target_weights", _weighted), ("target_features", _featured)):
+    for name, known in TARGETS.items():
         values = settings.get(name)
         if isinstance(values, list) and len(values) == len(targets):
             targets = [known(target, value) for target, value in zip(targets, values, strict=True)]
@@ -420,8 +420,16 @@ def _weighted(target: Target, weight: Any) -> Target:
     return replace(target, weight=float(weight))
 
 
-def _featured(target: Target, feature: Any) -> Target:
-    return Target.from_plain(asdict(target) | {"feature": feature})
+def _with(name: str) -> Callable[[Target, Any], Target]:
+    return lambda target, value: Target.from_plain(asdict(target) | {name: value})
+
+
+TARGETS = {
+    "target_weights": _weighted,
+    "target_features": _with("feature"),
+    "target_differences": _with("difference"),
+}
+"""What our own files add to their outputs, in the settings."""
 
 
 def _known(values: Any) -> dict[str, Any]:

@@ -43,16 +43,12 @@ def spoken(
     model: ReplacementModel, vectors: Float[Tensor, "vector d_model"], k: int = 8
 ) -> list[FeatureNote]:
     """Tokens that vectors in the residual stream raise and lower most."""
-    notes = []
-    for scores in _scores(model, vectors):
-        up, down = scores.topk(min(k, len(scores))), (-scores).topk(min(k, len(scores)))
-        notes.append(
-            FeatureNote(
-                promoted=_named(model, up.indices, up.values),
-                suppressed=_named(model, down.indices, -down.values),
-            )
-        )
-    return notes
+    scores = _scores(model, vectors)
+    k = min(k, scores.shape[1])
+    raised, lowered = (_named(model, *scores.topk(k, largest=most)) for most in (True, False))
+    return [
+        FeatureNote(promoted=up, suppressed=down) for up, down in zip(raised, lowered, strict=True)
+    ]
 
 
 def writes(
@@ -79,6 +75,11 @@ def _scores(
     return (scores - scores.mean(1, keepdim=True)).float().cpu()
 
 
-def _named(model: ReplacementModel, ids: Tensor, values: Tensor) -> tuple[tuple[str, float], ...]:
-    pairs = zip(ids.tolist(), values.tolist(), strict=True)
-    return tuple((model.token_text(token), round(value, 4)) for token, value in pairs)
+def _named(
+    model: ReplacementModel, values: Float[Tensor, "vector k"], ids: Int[Tensor, "vector k"]
+) -> list[tuple[tuple[str, float], ...]]:
+    """Tokens by name with their scores, a row a vector."""
+    return [
+        tuple((model.token_text(one), round(value, 4)) for one, value in zip(*row, strict=True))
+        for row in zip(ids.tolist(), values.tolist(), strict=True)
+    ]

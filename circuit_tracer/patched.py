@@ -208,7 +208,8 @@ class Patch:
         def hook(_module: nn.Module, _args: tuple, output: Any) -> Any:
             if not hold.mlps and layer in self.layers:
                 for number, site in enumerate(self.sites[layer]):
-                    self.write(layer, number, activations(self.transcoders, layer, site))
+                    if (layer, number) in self._edits:
+                        self.write(layer, number, activations(self.transcoders, layer, site))
             change = self.pending.pop(layer, None)
             if clean is None and change is None:
                 return None

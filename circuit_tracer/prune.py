@@ -18,10 +18,10 @@ from functools import partial
 
 import torch
 
-from circuit_tracer.cut import Cut, Part, Whole, whole_of
+from circuit_tracer.cut import Cut, Sheet, Whole, room_for, whole_of
 from circuit_tracer.edges import EdgeRows
 from circuit_tracer.errors import InputError
-from circuit_tracer.influence import LEAST, Edges, influence, strips
+from circuit_tracer.influence import LEAST, Edges, influence
 from circuit_tracer.shapes import Bool, Float, Int, Tensor
 from circuit_tracer.threshold import bracketed, cutoff
 
@@ -157,61 +157,74 @@ def _strong(
     """The edges of a cut along which the most influence passes, renormalised to it."""
     mass = torch.zeros(len(rows.index), dtype=torch.float64)
     mass[rows.index.first_target :] = weights.double()
-    ones, factors = torch.ones_like(mass), []
-    for part in cut.parts():
-        here, unit = mass.index_select(0, part.cut.rows), ones[: len(part.sources)]
-        sent = torch.zeros_like(unit)
-        for span, absolute in strips(part.cut):
-            factor = here[span].div_(torch.mv(absolute, unit).clamp_(min=LEAST))
-            sent.addmv_(absolute.T, factor)
-        mass.index_add_(0, part.sources, sent)
-        factors.append(here[:, None])
-
-    def scored() -> Iterator[tuple[Part, slice, Float[Tensor, "target source"]]]:
-        for part, factor in zip(cut.parts(), factors, strict=True):
-            for span, absolute in strips(part.cut):
-                yield part, span, absolute.mul_(factor[span])
-
-    bracket = bracketed((scores for _, _, scores in scored()), share, max_edges)
-    strong, strength = _at_least(max(bracket.low, bracket.capped, SMALLEST), scored())
-    if bracket.capped <= bracket.low:
-        good = strength >= bracket.settle(strength[bracket.holds(strength)])
-        strong, strength = _only(strong, good), strength[good]
+    scored = _scored(cut, mass)
+    bracket = bracketed((scores for _, scores in scored()), share, max_edges)
+    low = bracket.capped
+    if low <= bracket.low:
+        low = bracket.settle(torch.cat([mass[:0], *(bracket.within(s) for _, s in scored())]))
+    strong, strength = _at_least(max(low, SMALLEST), scored(), max_edges is not None)
     if max_edges is not None and len(strength) > max_edges:
-        good = torch.zeros(len(strength), dtype=torch.bool)
-        good[strength.topk(max_edges).indices] = True
-        strong = _only(strong, good)
+        strong = _at(strong, strength.topk(max_edges).indices.sort().values)
     return strong
 
 
+def _scored(
+    cut: Cut, mass: Float[Tensor, " node"]
+) -> Callable[[], Iterable[tuple[Sheet, Float[Tensor, " entry"]]]]:
+    """What passes along the edges of a cut, renormalised to it, a sheet at a time.
+
+    Args:
+        mass: (n_nodes,) what each node counts by itself; what arrives is added.
+
+    Returns:
+        a pass over the sheets, from the top layer down; scores of a sheet that is not the only
+        one are overwritten by those of the next.
+    """
+    factors: list[Tensor] = []
+    room, n_sheets = torch.empty(0, dtype=torch.float64), 0
+    for sheet in cut.sheets():
+        if len(sheet.values) > len(room):
+            room = room_for(len(sheet.values), torch.float64)
+        for part, scores in sheet.spread(room):
+            scores.copy_(part.block.values).abs_()
+            factor = mass.index_select(0, part.block.rows)
+            factor.div_(scores.sum(1).clamp_(min=LEAST))
+            mass.index_add_(0, part.sources, torch.mv(scores.T, factor))
+            factors.append(factor[:, None])
+            scores.mul_(factors[-1])
+        n_sheets += 1
+    if n_sheets == 1:
+        only = [(sheet, room)]
+        return lambda: only
+
+    def again() -> Iterator[tuple[Sheet, Float[Tensor, " entry"]]]:
+        known = iter(factors)
+        for sheet in cut.sheets():
+            for part, scores in sheet.spread(room):
+                scores.copy_(part.block.values).abs_().mul_(next(known))
+            yield sheet, room[: len(sheet.values)]
+
+    return again
+
+
 def _at_least(
-    low: float, scored: Iterable[tuple[Part, slice, Float[Tensor, "target source"]]]
+    low: float, scored: Iterable[tuple[Sheet, Float[Tensor, " entry"]]], telling: bool
 ) -> tuple[Edges, Float[Tensor, " edge"]]:
-    """Edges with a score from `low` up, by target and source, and their scores."""
+    """Edges with a score from `low` up, by target and source; and their scores where `telling`."""
     pieces = []
-    for part, span, scores in scored:
-        row, column = map(torch.from_numpy, (scores.numpy() >= low).nonzero())
-        place = (row * scores.shape[1]).add_(column)
-        pieces.append(
-            (
-                part.cut.rows[span].index_select(0, row),
-                part.sources.index_select(0, column),
-                part.cut.values[span].flatten().index_select(0, place),
-                scores.flatten().index_select(0, place),
-            )
-        )
-    pieces = sorted(
-        (piece for piece in pieces if len(piece[0])), key=lambda piece: int(piece[0][0])
-    )
+    for sheet, scores in scored:
+        places = (scores.numpy() >= low).nonzero()[0]
+        strength = torch.from_numpy(scores.numpy().take(places if telling else places[:0]))
+        pieces.append((*sheet.edges(places), strength))
     if not pieces:
         none = torch.empty(0, dtype=torch.long)
         return Edges(none, none, none.float()), none.double()
-    targets, sources, weights, strength = map(torch.cat, zip(*pieces, strict=True))
-    if not (targets[1:] >= targets[:-1]).all():  # targets at several positions take turns
+    columns = zip(*reversed(pieces), strict=True)
+    targets, sources, weights, strength = pieces[0] if len(pieces) == 1 else map(torch.cat, columns)
+    if (targets[1:] < targets[:-1]).any():  # targets at several positions take turns
         order = targets.argsort(stable=True)
-        targets, sources, weights, strength = (
-            piece[order] for piece in (targets, sources, weights, strength)
-        )
+        targets, sources, weights = (a[order] for a in (targets, sources, weights))
+        strength = strength[order] if telling else strength
     return Edges(targets, sources, weights), strength
 
 
@@ -219,22 +232,24 @@ def _connected(rows: EdgeRows, nodes: Bool[Tensor, " node"], edges: Edges) -> _O
     """Drop nodes without an edge on the side they need, and their edges, until nothing changes."""
     index = rows.index
     while True:
-        gives = torch.bincount(edges.sources, minlength=len(index)) > 0
-        takes = torch.bincount(edges.targets, minlength=len(index)) > 0
+        gives, takes = torch.zeros(2, len(index), dtype=torch.bool)
+        gives.numpy()[edges.sources.numpy()] = True
+        takes[edges.targets.unique_consecutive()] = True
         gives[index.first_embedding :] = True
         takes[index.first_error :] = True
         left = nodes & gives & takes
         if torch.equal(left, nodes):
             return nodes, edges
         nodes = left
-        edges = _only(
-            edges, nodes.index_select(0, edges.sources) & nodes.index_select(0, edges.targets)
-        )
+        ends = nodes.index_select(0, edges.sources), nodes.index_select(0, edges.targets)
+        edges = _at(edges, _places(ends[0] & ends[1]))
 
 
-def _only(edges: Edges, which: Bool[Tensor, " edge"]) -> Edges:
-    keep = _places(which)
-    return edges if len(keep) == len(which) else Edges(*(a.index_select(0, keep) for a in edges))
+def _at(edges: Edges, places: Int[Tensor, " edge"]) -> Edges:
+    """Some of the edges, given their places in ascending order."""
+    if len(places) == len(edges.weights):
+        return edges
+    return Edges(*(a.index_select(0, places) for a in edges))
 
 
 def _places(mask: Bool[Tensor, " place"]) -> Int[Tensor, " true"]:

@@ -38,6 +38,7 @@ class ReplacementModel:
         self.adapter = adapter
         self.tokenizer = tokenizer
         self.transcoders = transcoders
+        self._texts: dict[int, str] = {}
 
     def __repr__(self) -> str:
         return f"ReplacementModel({self.adapter.name!r}, {self.transcoders.name!r})"
@@ -137,10 +138,12 @@ class ReplacementModel:
 
     def token_text(self, token: int) -> str:
         """Text of one token; the token's own name where it is not text by itself (bytes)."""
-        text = self.tokenizer.decode([token])
-        if text and "\ufffd" not in text:
-            return text
-        return str(self.tokenizer.convert_ids_to_tokens(token))
+        if token not in self._texts:
+            text = self.tokenizer.decode([token])
+            whole = text and "\ufffd" not in text
+            name = text if whole else str(self.tokenizer.convert_ids_to_tokens(token))
+            self._texts[token] = name
+        return self._texts[token]
 
     def run(self, prompt: str | Sequence[int] | Tensor) -> Forward:
         """One forward pass of one copy of the prompt, watched. The result is the real model's."""

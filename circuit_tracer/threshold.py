@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from circuit_tracer.influence import STRIP
-from circuit_tracer.shapes import Bool, Float, Tensor
+from circuit_tracer.shapes import Float, Tensor
 
 BITS, BINS = 48, 2**15
 """Bits of a double that are not counted, and bins of those that are, the sign aside."""
@@ -34,7 +34,7 @@ def cutoff(chunks: Callable[[], Iterable[Float[Tensor, " score"]]], share: float
     if share >= 1:
         return 0.0
     bracket = bracketed(chunks(), share)
-    return bracket.settle(torch.cat([chunk[bracket.holds(chunk)] for chunk in chunks()]))
+    return bracket.settle(torch.cat([bracket.within(chunk) for chunk in chunks()]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +53,10 @@ class Bracket:
     needed: float
     capped: float
 
-    def holds(self, scores: Float[Tensor, " score"]) -> Bool[Tensor, " score"]:
-        return (scores >= self.low) & (scores < self.high)
+    def within(self, scores: Float[Tensor, " score"]) -> Float[Tensor, " score"]:
+        """The scores that the bracket holds, few of all."""
+        found = [some[(some >= self.low) & (some < self.high)] for some in _strips(scores)]
+        return torch.from_numpy(np.concatenate(found)) if found else scores[:0]
 
     def settle(self, scores: Float[Tensor, " score"]) -> float:
         """The threshold, given all scores that the bracket holds."""
@@ -71,11 +73,12 @@ def bracketed(
     """One counting pass. The bits of non-negative doubles order as the numbers do: the leading 16
     bins them to a sixteenth of a power of two."""
     sums, counts = np.zeros(BINS), np.zeros(BINS, dtype=np.int64)
-    for chunk in _joined(chunks):
-        bits = chunk.view(np.int64) >> BITS
-        sums += np.bincount(bits, chunk, BINS)
-        if most is not None:
-            counts += np.bincount(bits, minlength=BINS)
+    for chunk in chunks:
+        for some in _strips(chunk):
+            bits = some.view(np.int64) >> BITS
+            sums += np.bincount(bits, some, BINS)
+            if most is not None:
+                counts += np.bincount(bits, minlength=BINS)
     needed, capped = share * float(sums.sum()), 0.0
     filled = sums.nonzero()[0][::-1]
     if most is not None and counts[filled].sum() > most:
@@ -89,20 +92,10 @@ def bracketed(
     return Bracket(low, high, above, needed, capped)
 
 
-def _joined(chunks: Iterable[Float[Tensor, "..."]]) -> Iterator[np.ndarray[Any, Any]]:
-    """The same numbers, some STRIP at a time: counting is slow by the spoonful."""
-    room, filled = np.empty(STRIP), 0
-    for chunk in chunks:
-        flat = chunk.flatten().numpy()
-        if filled + len(flat) > STRIP:
-            yield room[:filled]
-            filled = 0
-        if len(flat) > STRIP:
-            yield flat
-        else:
-            room[filled : filled + len(flat)] = flat
-            filled += len(flat)
-    yield room[:filled]
+def _strips(scores: Float[Tensor, "..."]) -> Iterator[np.ndarray[Any, Any]]:
+    """As much at a time as stays in the processor's cache."""
+    flat = scores.flatten().numpy()
+    return (flat[start : start + STRIP] for start in range(0, len(flat), STRIP))
 
 
 def _score(bin_number: int) -> float:

@@ -12,6 +12,7 @@ import torch
 
 from circuit_kernels.choice import Choice
 from circuit_tracer.attention.carried import edge_heads
+from circuit_tracer.attention.ends import localise
 from circuit_tracer.attention.looks import edge_looks
 from circuit_tracer.attribute import Progress, attribute
 from circuit_tracer.circuit import Circuit, Provenance
@@ -190,8 +191,10 @@ def page_circuit(
     circuit = graph.prune(nodes=0.98, edges=0.99, max_nodes=PAGE_NODES, max_edges=PAGE_EDGES)
     if model is None or heads == 0:
         return circuit
-    circuit = replace(circuit, heads=edge_heads(model, graph, circuit, heads, targets))
-    return replace(circuit, looks=edge_looks(model, graph, circuit, qk))
+    local = localise(model, graph)
+    found = edge_heads(model, graph, circuit, heads, targets, local)
+    circuit = replace(circuit, heads=found)
+    return replace(circuit, looks=edge_looks(model, graph, circuit, qk, local))
 
 
 def _prepare(

@@ -22,10 +22,12 @@ START, END = "<!-- tables: made by docs/scale.py -->", "<!-- end of tables -->"
 
 RATE = 1e14  # operations a second of one accelerator, assumed
 LINK = 25e9  # bytes a second from main memory to it, assumed
-TOKENS, ROWS, CORPUS = 64, 10_000, 1e9
+COUNTING = 3.5e-6  # seconds of a CPU core for every place where a feature fires, measured here
+TOKENS, ROWS, CORPUS, PROMPTS = 64, 10_000, 1e9, 1000
 LENGTHS = (16, 64, 256, 1024, 2048)
 KEPT = 0.5  # share of the edges that hold 95 % of a row, measured on the bundled model
 TARGETS = 10
+ELEMENTS = 2**28  # of a gradient on its way down on a GPU, and of two more tensors like it
 PIECE = 256  # tokens that go through the model at once in a feature build
 BINS, ENTRY, EXAMPLES = 64, 24, 32  # of a feature's tally: bins, bytes an example, examples
 
@@ -104,17 +106,39 @@ class Shape:
         """Bytes of what active features write."""
         return 4.0 * self.active(tokens) * self.width * ((self.layers + 1) / 2) ** cross_layer
 
+    def on_gpu(self, tokens: int, cross_layer: bool = False) -> float:
+        """Bytes on the GPU that does the sweep, where it holds the model too."""
+        encoder = 2.0 * self.features * self.width
+        held = 2 * self.parameters + self.folded + encoder + 12 * ELEMENTS
+        return held + self.writes(tokens, cross_layer) + self.patterns(tokens)
+
+    def seconds(self, tokens: int, rows: int | None, cross_layer: bool = False) -> float:
+        """Of a trace: operations, and encoders and decoder rows on their way, one by one."""
+        work = self.sweep(tokens, rows)[0] + self.forward(tokens)
+        return work / RATE + (2 * self.encoders + self.writes(tokens, cross_layer)) / LINK
+
     @property
     def folded(self) -> float:
         """Bytes of value and output weights, with norms folded in."""
         return 4.0 * self.layers * self.width * self.head * (self.heads + self.kv_heads)
 
 
+BUNDLED = Shape("bundled", 8, 128, 4, 4, 32, 256, 4224, 1024, 20)
+"""Too small for an accelerator's rate to say anything: no times are given."""
 SHAPES = (
-    Shape("bundled", 8, 128, 4, 4, 32, 256, 4224, 1024, 20),
+    BUNDLED,
     Shape("2B, 426k features", 26, 2304, 8, 4, 256, 9216, 256_000, 16_384, 60, tied=True),
     Shape("8B, 4.2M features", 32, 4096, 32, 8, 128, 14_336, 128_256, 131_072, 100),
     Shape("70B, 10M features", 80, 8192, 64, 8, 128, 28_672, 128_256, 125_000, 100),
+)
+
+
+NEEDED = (
+    "num_hidden_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "intermediate_size",
+    "vocab_size",
 )
 
 
@@ -134,7 +158,7 @@ def power(count: float) -> str:
 
 
 def lasting(seconds: float) -> str:
-    for unit, length in (("days", 86_400), ("hours", 3600), ("min", 60), ("s", 1), ("ms", 1e-3)):
+    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1), ("ms", 1e-3)):
         if seconds >= length or unit == "ms":
             break
     return (
@@ -172,9 +196,27 @@ TRACE: tuple[Line, ...] = (
     ("10,000 rows: operations", lambda s: power(s.sweep(TOKENS, ROWS)[0])),
     ("10,000 rows: edges, float32", lambda s: size(4 * s.sweep(TOKENS, ROWS)[1])),
     ("the same, `--keep-edges 0.95`", lambda s: size(kept(s.sweep(TOKENS, ROWS)[1]))),
-    ("all rows, at 10¹⁴ operations a second", lambda s: lasting(s.sweep(TOKENS)[0] / RATE)),
-    ("10,000 rows, likewise", lambda s: lasting(s.sweep(TOKENS, ROWS)[0] / RATE)),
+    ("GPU memory, per-layer", lambda s: size(s.on_gpu(TOKENS))),
+    ("GPU memory, cross-layer", lambda s: size(s.on_gpu(TOKENS, True))),
     ("encoders to the GPU, at 25 GB/s", lambda s: lasting(2 * s.encoders / LINK)),
+    (
+        "all rows, with that, at 10¹⁴ operations a second",
+        lambda s: lasting(s.seconds(TOKENS, None)),
+    ),
+    ("10,000 rows, likewise", lambda s: lasting(s.seconds(TOKENS, ROWS))),
+    ("10,000 rows, cross-layer", lambda s: lasting(s.seconds(TOKENS, ROWS, True))),
+    ("1,000 prompts, 10,000 rows each", lambda s: lasting(PROMPTS * s.seconds(TOKENS, ROWS))),
+    ("their files, all edges", lambda s: size(4 * PROMPTS * s.sweep(TOKENS, ROWS)[1])),
+)
+
+TRAIN: tuple[Line, ...] = (
+    ("the model once over the text: operations", lambda s: power(2 * s.parameters * CORPUS)),
+    ("per-layer set: operations", lambda s: power(6 * 2 * s.encoders * CORPUS)),
+    ("cross-layer set: operations", lambda s: power(6 * s.cross_layer * CORPUS)),
+    ("model and per-layer set at 10¹⁴ a second", lambda s: lasting(training(s, 2 * s.encoders))),
+    ("model and cross-layer set, likewise", lambda s: lasting(training(s, s.cross_layer))),
+    ("GPUs of 80 GB that hold the per-layer set", lambda s: cards(16 * 2 * s.encoders)),
+    ("GPUs of 80 GB that hold the cross-layer set", lambda s: cards(16 * s.cross_layer)),
 )
 
 BUILD: tuple[Line, ...] = (
@@ -182,9 +224,25 @@ BUILD: tuple[Line, ...] = (
     ("the same at 10¹⁴ a second", lambda s: lasting(s.forward(CORPUS) / RATE)),
     ("encoders to the GPU for every piece, at 25 GB/s", lambda s: lasting(copied(s))),
     ("places where features fire", lambda s: power(CORPUS * s.layers * s.l0)),
+    ("counting these on a CPU core, 3.5 µs each", lambda s: lasting(counting(s))),
     ("counts in memory, a worker", lambda s: size(s.all_features * tally())),
     ("pieces read again to describe, at most", lambda s: power(again(s))),
+    ("times the pieces that were counted", lambda s: f"{again(s) * PIECE / CORPUS:.2g}"),
 )
+
+
+def training(shape: Shape, numbers: float) -> float:
+    """Seconds of going once over the text: the model forward, the set forward and back."""
+    return CORPUS * (2 * shape.parameters + 6 * numbers) / RATE
+
+
+def cards(count: float, memory: float = 80e9) -> str:
+    """GPUs that hold so many bytes and nothing else."""
+    return f"{count / memory:.2g}" if count < memory else f"{-(-count // memory):,.0f}"
+
+
+def counting(shape: Shape) -> float:
+    return CORPUS * shape.layers * shape.l0 * COUNTING
 
 
 def kept(edges: float) -> float:
@@ -229,12 +287,13 @@ def by_length(shape: Shape) -> list[str]:
 
 
 def tables(shapes: Sequence[Shape] = SHAPES) -> str:
-    longest = shapes[min(1, len(shapes) - 1)]
+    large = [shape for shape in shapes if shape is not BUNDLED]
     parts = {
         "Storage": table("", STORAGE, shapes),
-        f"One prompt of {TOKENS} tokens": table("", TRACE, shapes),
-        "Longer prompts": by_length(longest),
-        "A feature store from 10⁹ tokens": table("", BUILD, shapes),
+        f"One prompt of {TOKENS} tokens": table("", TRACE, large),
+        "Longer prompts": by_length(large[0]),
+        "Training on 10⁹ tokens": table("", TRAIN, large),
+        "A feature store from 10⁹ tokens": table("", BUILD, large),
     }
     return "\n\n".join(f"### {title}\n\n" + "\n".join(lines) for title, lines in parts.items())
 
@@ -246,8 +305,11 @@ def put(page: str) -> str:
 
 
 def yours(config: Path, features: int, l0: int) -> Shape:
-    """The shape of a Hugging Face folder's config.json."""
+    """The shape of a Hugging Face folder's config.json; of a dense model, with a gated MLP."""
     found = json.loads(config.read_text(encoding="utf-8"))
+    found = found.get("text_config", found)
+    if missing := [name for name in NEEDED if name not in found]:
+        raise SystemExit(f"{config} does not say {', '.join(missing)}")
     heads, width = found["num_attention_heads"], found["hidden_size"]
     return Shape(
         config.resolve().parent.name,

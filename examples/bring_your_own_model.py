@@ -30,7 +30,7 @@ ADJECTIVES = ("old", "young", "big", "small", "red", "grey")
 BETWEEN = ("near", "behind", "with", "above")
 PROMPT = "the cats near the old dog"
 FULL = {"pretraining": 1200, "texts": 3000, "features": 128, "k": 32, "steps": 700}
-QUICK = {"pretraining": 60, "texts": 200, "features": 64, "k": 8, "steps": 60}
+QUICK = {"pretraining": 30, "texts": 150, "features": 64, "k": 8, "steps": 40}
 
 
 def sentence(draw: random.Random) -> str:
@@ -105,11 +105,12 @@ def sampled(folder: Path, count: int, length: int = 64) -> list[str]:
 
 def commands(model: str, text: str, prompt: str, features: int, k: int, steps: int) -> list[str]:
     """What is typed, line by line."""
+    model, text, prompt = (shlex.quote(given) for given in (model, text, prompt))
     return [
         f"circuit-tracer doctor --model {model}",
         f"circuit-tracer train --model {model} --text {text} --features {features} --k {k} "
         f"--steps {steps} --batch 512 -o plt",
-        f'circuit-tracer trace "{prompt}" --model {model} --transcoders plt --verify '
+        f"circuit-tracer trace {prompt} --model {model} --transcoders plt --verify "
         "--save graph.safetensors -o graph.html",
         "circuit-tracer query graph.safetensors",
     ]
@@ -117,7 +118,7 @@ def commands(model: str, text: str, prompt: str, features: int, k: int, steps: i
 
 @contextmanager
 def timed(what: str) -> Iterator[None]:
-    print(f"$ {what}", flush=True)
+    print(what, flush=True)
     wall, used = time.perf_counter(), time.process_time()
     yield
     wall, used = time.perf_counter() - wall, time.process_time() - used
@@ -144,7 +145,7 @@ def main() -> None:
             print("\n".join(lines[:3]))
     sizes = much["features"], much["k"], much["steps"]
     for command in commands(str(model), str(text), given.prompt, *sizes):
-        with timed(command):
+        with timed(f"$ {command}"):
             circuit_tracer(shlex.split(command)[1:], standalone_mode=False)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 # Where there is no GPU, Triton kernels run in its interpreter. The switch has to be set before
@@ -24,12 +25,37 @@ settings.load_profile("same")
 torch.set_num_threads(1)
 
 DATA = Path(__file__).parent / "data"
+CHROMIUM = "/usr/bin/chromium"
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 @pytest.fixture(scope="session")
 def oracle() -> Path:
     """Folder of the reference tool's results on tiny random models; tests/data/oracle/README.md."""
     return DATA / "oracle"
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium, headless, one for all tests of a process, since a second one cannot be driven
+    from it. Tests that need it are skipped where it is missing."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    found = CHROMIUM if Path(CHROMIUM).exists() else shutil.which("chromium")
+    if not found:
+        pytest.skip("no chromium on this machine")
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=found, args=FLAGS)
+        yield opened
+        opened.close()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

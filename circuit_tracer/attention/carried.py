@@ -41,6 +41,7 @@ def edge_heads(
     circuit: Circuit,
     most: int | None = None,
     targets: Sequence[Wanted] | None = None,
+    local: Local | None = None,
 ) -> dict[tuple[str, str], EdgeHeads]:
     """Which heads carry the edges that matter most in a circuit.
 
@@ -53,6 +54,7 @@ def edge_heads(
             a page is worth.
         targets: as they were given to `trace`, where some are a `Direction`: a graph keeps its
             name and not its vector, and leaves edges into it out.
+        local: the graph's prompt, localised (`ends.localise`); None does that here.
 
     Returns:
         (id of the source, id of the target) → `EdgeHeads`, each with the six strongest heads.
@@ -66,7 +68,7 @@ def edge_heads(
     """
     if most is not None and most < 0:
         raise InputError(f"heads of {most} edges were asked for: give 0 or more")
-    local = localise(model, graph)
+    local = localise(model, graph) if local is None else local
     given = _given(model, local, graph, targets or ())
     pairs = _chosen(local, graph, circuit, most, given)
     if not pairs:
@@ -214,7 +216,7 @@ class _Gathering:
             targets = self.targets[some].to(read.device)
             met = torch.einsum("ekhc,ehc->ehk", values[self.sources[some]], read[targets])
             seen = self.local.patterns[layer][:, self.columns[self.targets[some]]].transpose(0, 1)
-            loading = (met * seen).double().cpu()
+            loading = (met * seen).cpu().double()
             part[some], key[some] = loading.sum(-1), loading.abs().argmax(-1)
         return part, key
 

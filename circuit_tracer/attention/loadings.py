@@ -257,9 +257,9 @@ class _Meeting:
             read = self.adapter.blocks[layer].output @ gradients[layer]
             pattern = local.patterns[layer][:, end.position, self.span]
             loading = pattern * torch.einsum("khc,hc->hk", self.values(layer, below[layer]), read)
-            by_key[layer, :, self.span] = loading.double().cpu()
+            by_key[layer, :, self.span] = loading.cpu().double()
             alone = torch.einsum("khc,hc->h", self.values(layer, straight[layer]), read)
-            one_hop[layer] = (pattern[:, 0] * alone).double().cpu()
+            one_hop[layer] = (pattern[:, 0] * alone).cpu().double()
         return HeadLoadings(
             source=self.start.id,
             target=end.id,

@@ -37,7 +37,11 @@ LISTED = 6
 
 
 def edge_looks(
-    model: ReplacementModel, graph: Graph, circuit: Circuit, most: int | None = None
+    model: ReplacementModel,
+    graph: Graph,
+    circuit: Circuit,
+    most: int | None = None,
+    local: Local | None = None,
 ) -> dict[Look, HeadScore]:
     """Why the heads look that carry most of a circuit's edges.
 
@@ -46,6 +50,7 @@ def edge_looks(
         circuit: with `heads`; without them there is nothing to explain.
         most: how many scores; None for up to 200, fewer where they would cost more than a page is
             worth. Heads are taken by the loading that they carry over all edges that list them.
+        local: the graph's prompt, localised (`ends.localise`); None does that here.
 
     Returns:
         (layer, head, query, key) → `HeadScore`, each with the six strongest sources of either side.
@@ -63,7 +68,7 @@ def edge_looks(
         raise InputError(f"scores of {most} heads were asked for: give 0 or more")
     if most == 0 or not circuit.heads:
         return {}
-    local = localise(model, graph)
+    local = localise(model, graph) if local is None else local
     chosen = _chosen(local, circuit, most)
     found: dict[Look, HeadScore] = {}
     sweep = Sweep(local, local.index)

@@ -7,7 +7,6 @@ or, with --json, as plain values.
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from circuit_tracer.cli import destinations, options, progress
-from circuit_tracer.cli.task import Task
+from circuit_tracer.cli.task import Task, Tasks
 
 if TYPE_CHECKING:
     import circuit_tracer as ct
@@ -42,7 +41,7 @@ class Answer:
     right: Sequence[int] = ()
 
 
-class Questions(click.Group):
+class Questions(Tasks):
     """A group whose commands come after the file they are about: `query FILE paths -k 3`.
 
     A file alone is asked for its summary.
@@ -79,9 +78,7 @@ SHARED = (
                  help="Keep at most so many features and errors."),
     click.option("--json", "json_path", type=click.Path(path_type=Path), metavar="FILE.json|-",
                  help="Write the answer as JSON; - prints it and nothing else."),
-    click.option("--labels", type=click.Path(path_type=Path), metavar="FILE.json",
-                 help="What features are called: a file that a page saved, or an export from "
-                 "Neuronpedia."),
+    options.labels,
     click.option("-q", "--quiet", is_flag=True,
                  help="Print the first column of the table only, without its heading."),
     options.debug,
@@ -117,15 +114,13 @@ def opened(given: dict[str, Any]) -> tuple[ct.Graph, ct.Circuit]:
     """The graph in a file, and what is left of it after pruning."""
     import circuit_tracer as ct
     from circuit_tracer.features.graphs import annotate_bundled, name
-    from circuit_tracer.features.labels import read
     from circuit_tracer.file_kind import file_kind
 
     path: Path = given["file"]
     as_json = file_kind(path) == "json"
     graph = ct.Graph.read(path)
     annotate_bundled(graph)
-    if given.get("labels") is not None:
-        name(graph, read(given["labels"]))
+    name(graph, options.read_labels(given["labels"]))
     nodes, edges, most = (given[k] for k in ("node_threshold", "edge_threshold", "max_nodes"))
     if as_json:
         nodes = 1.0 if nodes is None else nodes
@@ -137,15 +132,10 @@ def opened(given: dict[str, Any]) -> tuple[ct.Graph, ct.Circuit]:
 def show(name: str, given: dict[str, Any], circuit: ct.Circuit, answer: Answer) -> None:
     """Print an answer, and write it where that was asked for."""
     from circuit_tracer.cli.report import table
-    from circuit_tracer.files import write_text
 
     document = {"question": name, "prompt": circuit.prompt, "answer": answer.plain}
-    as_json = json.dumps(document, indent=2, ensure_ascii=False)
-    if given["json_path"] == destinations.STDOUT:
-        click.echo(as_json)
+    if destinations.put_json(given["json_path"], document):
         return
-    if given["json_path"] is not None:
-        write_text(given["json_path"], as_json + "\n")
     if given["quiet"]:
         lines = [row[0] for row in answer.rows[1:]] if answer.rows else [answer.said]
         click.echo("".join(f"{line}\n" for line in lines), nl=False)
@@ -158,7 +148,6 @@ def show(name: str, given: dict[str, Any], circuit: ct.Circuit, answer: Answer) 
 
 def load_model(given: dict[str, Any], graph: ct.Graph) -> ct.ReplacementModel:
     """The model that a graph was traced with, or the one that the options name."""
-    import circuit_tracer as ct
     from circuit_tracer.errors import InputError
 
     origin = graph.provenance
@@ -172,7 +161,8 @@ def load_model(given: dict[str, Any], graph: ct.Graph) -> ct.ReplacementModel:
     dtype = given["dtype"]
     if dtype == "auto" and origin.dtype in options.DTYPES:
         dtype = origin.dtype
-    return ct.load(model, transcoders, device=given["device"], dtype=dtype)
+    wanted = {**given, "model": model, "transcoders": transcoders, "dtype": dtype}
+    return options.load(wanted, lambda *_: None)
 
 
 def in_graph(circuit: ct.Circuit, name: str) -> str:

@@ -16,9 +16,8 @@ from circuit_tracer.cli.task import Task
 NOT_HERE = {"targets", "differences", "features", "positions", "answer", "chat"}
 """What belongs to a prompt stands in its line."""
 
-LOADING = ("model", "transcoders", "device", "dtype", "offload")
 TRACING = ("max_features", "max_logits", "logit_probability", "ignore_positions", "kernels",
-           "pages", "retry")  # fmt: skip
+           "keep_edges", "pages", "retry")  # fmt: skip
 
 EPILOG = """\b
 A line of prompts.jsonl:
@@ -48,6 +47,7 @@ Examples:
     help="Graphs, table and index. The same command goes on where it stopped.",
 )
 @options.tracing
+@options.keep_edges
 @click.option("--pages", is_flag=True, help="Write the page of every graph too.")
 @clusters.clustered
 @click.option("--retry", is_flag=True, help="Trace again what failed before.")
@@ -65,7 +65,6 @@ def batch(**given: Any) -> None:
 
     clusters.check(given["ray"], given["workers"])
     jobs = read_jobs(given["prompts"])
-    loading = {name: given[name] for name in LOADING}
     with bar(given["quiet"] or given["as_json"]) as progress:
         how = {name: given[name] for name in TRACING} | {
             "nodes": given["node_threshold"],
@@ -75,12 +74,10 @@ def batch(**given: Any) -> None:
         if given["ray"]:
             progress(0.0, "joining the cluster")
             workers = given["workers"]
-            records = run_on(given["ray"], jobs, loading, given["output"], workers=workers, **how)
+            loading, folder = options.named(given), given["output"]
+            records = run_on(given["ray"], jobs, loading, folder, workers=workers, **how)
         else:
-            from circuit_tracer.loading import load
-
-            progress(0.0, "loading the model")
-            records = run(jobs, load(**loading), given["output"], **how)
+            records = run(jobs, options.load(given, progress), given["output"], **how)
     failed = [record for record in records if record.error is not None]
     if given["as_json"]:
         click.echo("\n".join(json.dumps(row, ensure_ascii=False) for row in rows(records)))

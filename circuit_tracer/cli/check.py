@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,7 +76,6 @@ def check(
     """
     destinations.check(json_path, output)
     from circuit_tracer.agreement import measure, report
-    from circuit_tracer.files import write_text
     from circuit_tracer.loading import load
 
     if output is not None:
@@ -94,12 +92,8 @@ def check(
         )
     if output is not None:
         report.write(found, output)
-    as_json = json.dumps(report.plain(found), indent=2)
-    if json_path == destinations.STDOUT:
-        click.echo(as_json)
+    if destinations.put_json(json_path, report.plain(found)):
         return
-    if json_path is not None:
-        write_text(json_path, as_json + "\n")
     if not quiet:
         click.echo(_said(found))
         if output is not None:

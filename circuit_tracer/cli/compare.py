@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,8 +89,8 @@ GRAPHS = (".safetensors", ".json")
 @click.option(
     "-k", "count", type=options.AT_LEAST_ONE, metavar="N", default=10, help="Features to list."
 )
-@click.option("--device", metavar="auto|cpu|cuda|mps", default="auto", help="Where to run.")
-@click.option("--dtype", type=click.Choice(options.DTYPES), default="auto", help="Number type.")
+@options.labels
+@options.place
 @click.option(
     "--json",
     "json_path",
@@ -110,22 +109,17 @@ def compare(**given: Any) -> None:
     prompts = [named(word) for word in given["prompts"]]
     check(given, prompts)
     destinations.check(given["output"], given["json_path"])
-    to_stdout = given["json_path"] == destinations.STDOUT
-    with progress.bar(given["quiet"] or to_stdout) as report:
+    silent = given["quiet"] or given["json_path"] == destinations.STDOUT
+    with progress.bar(silent) as report:
         found = run(given, prompts, report)
     if given["output"] is not None:
         if is_picture(given["output"]):
             found.save_svg(given["output"])
         else:
             found.save_html(given["output"], given["pages"])
-    if given["json_path"] is not None:
-        as_json = json.dumps(found.payload(), indent=2, ensure_ascii=False)
-        if to_stdout:
-            click.echo(as_json)
-            return
-        from circuit_tracer.files import write_text
-
-        write_text(given["json_path"], as_json + "\n")
+    wanted = given["json_path"]
+    if wanted is not None and destinations.put_json(wanted, found.payload()):
+        return
     click.echo(found.summary() if given["quiet"] else text(found, given["count"]))
     if given["output"] is not None and not given["quiet"]:
         kind = "picture" if is_picture(given["output"]) else "page   "
@@ -171,6 +165,7 @@ def run(
     report(0.0, "importing torch and transformers")
     import circuit_tracer as ct
 
+    labels = options.read_labels(given["labels"])
     graphs = {name: Path(value) if is_graph(value) else value for name, value in prompts}
     only_graphs = all(isinstance(value, Path) for value in graphs.values())
     needed = not only_graphs or given["corpus"] is not None or given["match"] == "decoder"
@@ -183,6 +178,7 @@ def run(
         nodes=given["node_threshold"],
         rows=given["rows"],
         progress=report,
+        labels=labels,
     )
 
 
@@ -195,16 +191,14 @@ def load(
     given: dict[str, Any], names: list[str], report: progress.Report
 ) -> dict[str, ct.ReplacementModel]:
     """A model a name; names that ask for the same one share it."""
-    import circuit_tracer as ct
-
     models = each(given["models"], names, "--model")
     sets = each(given["sets"], names, "--transcoders")
     loaded: dict[tuple[str | None, str | None], ct.ReplacementModel] = {}
     for name in names:
         pair = models[name], sets[name]
         if pair not in loaded:
-            report(0.0, f"loading {pair[0] or 'the bundled model'}")
-            loaded[pair] = ct.load(*pair, device=given["device"], dtype=given["dtype"])
+            asked = {**given, "model": pair[0], "transcoders": pair[1]}
+            loaded[pair] = options.load(asked, report)
     return {name: loaded[models[name], sets[name]] for name in names}
 
 

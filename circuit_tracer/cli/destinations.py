@@ -6,10 +6,14 @@ Writing itself is atomic and lives with the things written (`circuit_tracer.file
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 import unicodedata
 from pathlib import Path
+from typing import Any
+
+import click
 
 from circuit_tracer.errors import InputError, OutputError
 
@@ -47,6 +51,20 @@ def page(output: Path | None, prompt: str) -> Path:
 def said(path: Path) -> str:
     """A path as text to print."""
     return os.fsencode(path).decode("utf-8", "replace")
+
+
+def put_json(path: Path | None, plain: Any) -> bool:
+    """Write plain values as JSON where that was asked for; whether it was standard output."""
+    if path is None:
+        return False
+    as_json = json.dumps(plain, indent=2, ensure_ascii=False)
+    if path == STDOUT:
+        click.echo(as_json)
+        return True
+    from circuit_tracer.files import write_text
+
+    write_text(path, as_json + "\n")
+    return False
 
 
 def check(*paths: Path | None) -> None:

@@ -12,22 +12,27 @@ from circuit_tracer.cli import destinations, feature_building, options
 from circuit_tracer.cli.feature_labels import label
 from circuit_tracer.cli.feature_options import HELP, FeatureName, opened, put, reading
 from circuit_tracer.cli.feature_report import listed, number, said
-from circuit_tracer.cli.task import Task
+from circuit_tracer.cli.task import Task, Tasks
 
 
-@click.group(name="features", context_settings=HELP)
+@click.group(name="features", cls=Tasks, context_settings=HELP)
 def features() -> None:
     """Build, read and publish what features mean: examples, outputs, labels."""
 
 
 @features.command(cls=Task, name="show", context_settings=HELP)
 @click.argument("feature", type=FeatureName())
+@options.labels
 @reading
-def show(feature: tuple[int, int], store: str, debug: bool, **out: Any) -> None:
+def show(
+    feature: tuple[int, int], labels: Path | None, store: str, debug: bool, **out: Any
+) -> None:
     """Show a feature: figures, outputs, examples, related features."""
     destinations.check(out["json_path"])
+    called = options.read_labels(labels)
     known = opened(store)
     found = known.feature(*feature)
+    found = dataclasses.replace(found, label=called.get(feature, found.label))
     put(out, dataclasses.asdict(found), lambda: said(found, known))
 
 
@@ -72,6 +77,7 @@ def similar(feature: tuple[int, int], store: str, debug: bool, **out: Any) -> No
 @click.option("--model", metavar="ID|DIR", help="For --prompt; the bundled one where left out.")
 @click.option("--transcoders", metavar="ID|DIR", help="For --prompt; plt or clt for the bundled "
               "model, which the store's are by default.")  # fmt: skip
+@options.labels
 @click.option("--most", type=options.AT_LEAST_ONE, default=20, metavar="N", help="At most so many.")
 @reading
 def top(
@@ -79,6 +85,7 @@ def top(
     graph: Path | None,
     model: str | None,
     transcoders: str | None,
+    labels: Path | None,
     most: int,
     store: str,
     debug: bool,
@@ -94,14 +101,17 @@ def top(
     import circuit_tracer as ct
     from circuit_tracer.features import graphs
 
-    known = opened(store)
+    called, known = options.read_labels(labels), opened(store)
     if graph is not None:
-        ranked, score = graphs.top(known, ct.Graph.load(graph), most), "influence"
+        ranked, score = graphs.top(known, ct.Graph.read(graph), most), "influence"
     else:
         assert prompt is not None
         own = model is None and transcoders is None and store in ("plt", "clt")
         loaded = ct.load(model, store if own else transcoders)
         ranked, score = graphs.top_of_prompt(known, loaded, prompt, most), "of largest"
+    ranked = [
+        dataclasses.replace(one, label=called.get((one.layer, one.id), one.label)) for one in ranked
+    ]
 
     def table() -> str:
         from circuit_tracer.cli.report import shown, table

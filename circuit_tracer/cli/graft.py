@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from circuit_tracer.cli import destinations, options, progress
-from circuit_tracer.cli.intervene import load, loading
 from circuit_tracer.cli.task import Task
 from circuit_tracer.cli.trace import read_prompt
 
@@ -102,7 +100,7 @@ class Several(click.ParamType):
     metavar="TEXT",
     help='A further token to follow, with its space: " cold". Again for more.',
 )
-@loading
+@options.loading
 @click.option(
     "-o",
     "--output",
@@ -129,15 +127,15 @@ def graft(**given: Any) -> None:  # fmt: skip
     """
     prompt = read_prompt(given["prompt"])
     destinations.check(given["output"], given["json_path"])
-    to_stdout = given["json_path"] == destinations.STDOUT
-    with progress.bar(given["quiet"] or to_stdout) as report:
-        model = load(given, report)
+    silent = given["quiet"] or given["json_path"] == destinations.STDOUT
+    with progress.bar(silent) as report:
+        model = options.load(given, report)
         report(0.8, "grafting")
         result = run(given, prompt, model)
     write(given, result)
-    if to_stdout:
-        click.echo(as_json(result))
-    elif given["quiet"]:
+    if destinations.put_json(given["json_path"], result.to_plain()):
+        return
+    if given["quiet"]:
         click.echo("\n".join(trial.top for trial in result.trials))
     else:
         click.echo(text(result))
@@ -160,21 +158,14 @@ def run(given: dict[str, Any], prompt: str, model: ct.ReplacementModel) -> Graft
 
 
 def write(given: dict[str, Any], result: Grafts) -> None:
-    """The page and the JSON file, where they were asked for."""
-    from circuit_tracer.files import write_text
-
-    if given["json_path"] not in (None, destinations.STDOUT):
-        write_text(given["json_path"], as_json(result) + "\n")
+    """The page, where it was asked for."""
     if given["output"] is not None:
+        from circuit_tracer.files import write_text
         from circuit_tracer.view.report import page
 
         said = f"Into {prompt_of(result.receiver)} from {prompt_of(result.donor)}."
         drawn = page("Graft", said, facts(result), [result.figure()], result.rows())
         write_text(given["output"], drawn)
-
-
-def as_json(result: Grafts) -> str:
-    return json.dumps(result.to_plain(), indent=2, ensure_ascii=False)
 
 
 def facts(result: Grafts) -> list[tuple[str, str]]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +22,6 @@ Examples:
   circuit-tracer intervene "The opposite of small is" --scale 3.417@5=-1
   circuit-tracer intervene "The opposite of small is" --clamp 2.10@*=8 --mode constrained
 """
-FEATURE = r"L?([0-9]+)[.#]([0-9]+)"
 Place = tuple[int, "int | None", int]
 
 
@@ -36,7 +33,7 @@ class ChangeAt(click.ParamType):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[Place, float]:
-        found = re.fullmatch(rf"{FEATURE}(?:@(\*|all|-?[0-9]+))?=(.+)", value)
+        found = re.fullmatch(rf"{options.FEATURE}(?:@(\*|all|-?[0-9]+))?=(.+)", value)
         try:
             if found is None:
                 raise ValueError
@@ -49,35 +46,6 @@ class ChangeAt(click.ParamType):
                 param,
                 ctx,
             )
-
-
-LOADING = (
-    click.option("--model", metavar="ID|DIR", help="A model: hub id, id@revision or folder.  "
-                 "[default: the bundled one]"),
-    click.option("--transcoders", metavar="ID|DIR", help="Its transcoders, named the same way; plt "
-                 "or clt for the bundled model."),
-    click.option("--device", metavar="auto|cpu|cuda|mps", default="auto", help="Where to run."),
-    click.option("--dtype", type=click.Choice(options.DTYPES), default="auto",
-                 help="Number type of the model's weights."),
-)  # fmt: skip
-
-
-def loading(command: Any) -> Any:
-    """Give a command the options that say which model to load."""
-    for option in reversed(LOADING):
-        command = option(command)
-    return command
-
-
-def load(given: dict[str, Any], report: Callable[[float, str], None]) -> ct.ReplacementModel:
-    """The model that `LOADING` names."""
-    report(0.0, "importing torch and transformers")
-    import circuit_tracer as ct
-
-    report(0.1, "loading the model")
-    return ct.load(
-        given["model"], given["transcoders"], device=given["device"], dtype=given["dtype"]
-    )
 
 
 @click.command(
@@ -121,7 +89,7 @@ def load(given: dict[str, Any], report: Callable[[float, str], None]) -> ct.Repl
 @click.option(
     "-k", "count", type=options.AT_LEAST_ONE, metavar="N", default=10, help="Rows of the tables."
 )
-@loading
+@options.loading
 @click.option(
     "--json",
     "json_path",
@@ -139,21 +107,16 @@ def intervene(**given: Any) -> None:
     """
     prompt = read_prompt(given["prompt"])
     destinations.check(given["json_path"])
-    to_stdout = given["json_path"] == destinations.STDOUT
-    with progress.bar(given["quiet"] or to_stdout) as report:
-        model = load(given, report)
+    silent = given["quiet"] or given["json_path"] == destinations.STDOUT
+    with progress.bar(silent) as report:
+        model = options.load(given, report)
         report(0.8, "intervening")
         result = run(given, prompt, model)
-    as_json = json.dumps(facts(given, prompt, result), indent=2, ensure_ascii=False)
-    if to_stdout:
-        click.echo(as_json)
-    elif given["json_path"] is not None:
-        from circuit_tracer.files import write_text
-
-        write_text(given["json_path"], as_json + "\n")
-    if given["quiet"] and not to_stdout:
+    if destinations.put_json(given["json_path"], facts(given, prompt, result)):
+        return
+    if given["quiet"]:
         click.echo(max(result.table(1), key=lambda row: row.after).token)
-    elif not to_stdout:
+    else:
         click.echo(text(result, given["count"]))
 
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from circuit_tracer.cli import options
 from circuit_tracer.cli.asking import Answer, in_graph, load_model, question
-from circuit_tracer.cli.intervene import FEATURE, LOADING
 from circuit_tracer.cli.query import PLACES, ROWS, percent, query
 
 if TYPE_CHECKING:
@@ -34,13 +34,13 @@ class Feature(click.ParamType):
     ) -> tuple[int, int]:
         if isinstance(value, tuple):
             return value
-        found = re.fullmatch(FEATURE, value)
+        found = re.fullmatch(options.FEATURE, value)
         if found is None:
             self.fail(f"{value!r} is not a feature, like 3.417.", param, ctx)
         return int(found[1]), int(found[2])
 
 
-@question(query, "heads", PLACES, ROWS, *LOADING, graph=True)
+@question(query, "heads", PLACES, ROWS, *options.LOADING, graph=True)
 def heads(circuit: ct.Circuit, given: dict[str, Any], graph: ct.Graph) -> Answer:
     """Attention heads that carry the edge between two NODEs, or every edge of a path of more."""
     from circuit_tracer.attention import path_heads
@@ -61,7 +61,7 @@ def heads(circuit: ct.Circuit, given: dict[str, Any], graph: ct.Graph) -> Answer
     click.option("--key", "key_position", type=int, required=True, metavar="POSITION",
                  help="The position it looks at."),
     ROWS,
-    *LOADING,
+    *options.LOADING,
     graph=True,
 )  # fmt: skip
 def qk(circuit: ct.Circuit, given: dict[str, Any], graph: ct.Graph) -> Answer:
@@ -81,7 +81,7 @@ def qk(circuit: ct.Circuit, given: dict[str, Any], graph: ct.Graph) -> Answer:
                  help="How other transcoders of the model read it; plt or clt for the bundled "
                  "model. Again for more."),
     ROWS,
-    *LOADING,
+    *options.LOADING,
     graph=True,
 )  # fmt: skip
 def error(circuit: ct.Circuit, given: dict[str, Any], graph: ct.Graph) -> Answer:
@@ -108,7 +108,7 @@ def error(circuit: ct.Circuit, given: dict[str, Any], graph: ct.Graph) -> Answer
                  metavar="FILE.txt",
                  help="Of --of: texts, one a line, on which features are to fire together."),
     ROWS,
-    *LOADING,
+    *options.LOADING,
     graph=True,
 )  # fmt: skip
 def weights(circuit: ct.Circuit, given: dict[str, Any], graph: ct.Graph) -> Answer:

@@ -5,9 +5,18 @@ from __future__ import annotations
 import math
 import re
 import sys
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    import circuit_tracer as ct
+    from circuit_tracer.features.labels import Labels
+
+FEATURE = r"L?([0-9]+)[.#]([0-9]+)"
+"""A feature, `3.417` or `L3#417` as reports write it: layer and id."""
 
 
 class Share(click.ParamType):
@@ -112,7 +121,7 @@ class FeatureAt(click.ParamType):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[int, int, int]:
-        found = re.fullmatch(r"L?([0-9]+)[.#]([0-9]+)@(-?[0-9]+)", value)
+        found = re.fullmatch(rf"{FEATURE}@(-?[0-9]+)", value)
         if found is None:
             self.fail(f"{value!r} is not a feature at a position, like 3.417@5.", param, ctx)
         layer, feature, position = map(int, found.groups())
@@ -138,12 +147,24 @@ TARGETS = (
                  "prompt."),
 )  # fmt: skip
 
-# What to trace and how; the names are those of `ct.load` and `ct.trace`.
-TRACING = (
+# Which model to load and where to; the names are those of `ct.load`.
+NAMES = (
     click.option("--model", metavar="ID|DIR", help="A model: hub id, id@revision, folder, "
                  "or a preset's word (circuit-tracer models).  [default: the bundled one]"),
     click.option("--transcoders", metavar="ID|DIR", help="Its transcoders, named the same way; plt "
                  "or clt for the bundled model."),
+)  # fmt: skip
+DTYPE = click.option("--dtype", type=click.Choice(DTYPES), default="auto",
+                     help="Number type of the model's weights.")  # fmt: skip
+PLACE = (
+    click.option("--device", metavar="auto|cpu|cuda|mps", default="auto", help="Where to run."),
+    DTYPE,
+)
+LOADING = (*NAMES, *PLACE)
+
+# What to trace and how; the names are those of `ct.load` and `ct.trace`.
+TRACING = (
+    *NAMES,
     *TARGETS,
     click.option("--node-threshold", type=Share(), metavar="SHARE", default=0.8,
                  help="Share of the influence that the kept nodes hold."),
@@ -164,25 +185,66 @@ TRACING = (
                  help="Where to run; balanced spreads the layers over several GPUs."),
     click.option("--offload", type=click.Choice(["cpu", "disk"]),
                  help="Keep the model's layers there and fetch one at a time; slower."),
-    click.option("--dtype", type=click.Choice(DTYPES), default="auto",
-                 help="Number type of the model's weights."),
+    DTYPE,
     click.option("--kernels", type=click.Choice(KERNELS), default="auto",
                  help="Who does the arithmetic; nothing falls back silently."),
 )  # fmt: skip
 
 
-def tracing(command: Any) -> Any:
-    """Give a command all options of `TRACING`, in their order."""
-    for option in reversed(TRACING):
-        command = option(command)
-    return command
+def several(options: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
+    """A decorator that gives a command some options, in their order."""
+
+    def given(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return given
 
 
-def targets(command: Any) -> Any:
-    """Give a command the options of `TARGETS` alone."""
-    for option in reversed(TARGETS):
-        command = option(command)
-    return command
+tracing, targets, loading, place = map(several, (TRACING, TARGETS, LOADING, PLACE))
+
+
+def named(given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `ct.load` among the options of a command."""
+    names = ("model", "transcoders", "device", "dtype", "offload")
+    return {name: given[name] for name in names if name in given}
+
+
+def load(given: dict[str, Any], report: Callable[[float, str], None]) -> ct.ReplacementModel:
+    """The model that a command's options name."""
+    report(0.0, "importing torch and transformers")
+    import circuit_tracer as ct
+
+    loader = ct.load
+    report(0.1, f"loading {given['model'] or 'the bundled model'}")
+    model = loader(**named(given))
+    sets = model.transcoders
+    without = [str(layer) for layer in range(sets.n_layers) if layer not in sets.present]
+    if without and not given.get("quiet"):
+        layers = f"layer{'s' if len(without) > 1 else ''} {', '.join(without)}"
+        said = f"no transcoder for {layers}: what the MLP does there counts as error"
+        click.echo(f"{sets.name} has {said}", err=True)
+    return model
+
+
+def labels(command: Any) -> Any:
+    """`--labels`: what features are called."""
+    return click.option(
+        "--labels",
+        type=click.Path(path_type=Path),
+        metavar="FILE.json",
+        help="What features are called: a file that a page saved, or an export from Neuronpedia.",
+    )(command)
+
+
+def read_labels(path: Path | None) -> Labels:
+    """The labels that `--labels` names; none where it was not given."""
+    if path is None:
+        return {}
+    from circuit_tracer.features.labels import read
+
+    return read(path)
 
 
 def keep_edges(command: Any) -> Any:

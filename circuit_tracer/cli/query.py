@@ -11,7 +11,6 @@ import click
 
 from circuit_tracer.cli import options
 from circuit_tracer.cli.asking import Answer, Questions, load_model, plain, question
-from circuit_tracer.cli.intervene import LOADING
 
 if TYPE_CHECKING:
     import circuit_tracer as ct
@@ -246,7 +245,7 @@ def contributions(circuit: ct.Circuit, given: dict[str, Any]) -> Answer:
     click.option("--any-position", is_flag=True, help="Members may stand at several positions."),
     click.option("--min-size", type=options.AT_LEAST_ONE, default=2, metavar="N"),
     click.option("--with-decoders", is_flag=True, help="Load the model and compare decoders too."),
-    *LOADING,
+    *options.LOADING,
     graph=True,
 )  # fmt: skip
 def supernodes(circuit: ct.Circuit, given: dict[str, Any], graph: ct.Graph) -> Answer:

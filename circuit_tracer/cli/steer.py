@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from circuit_tracer.cli import destinations, options, progress
-from circuit_tracer.cli.intervene import FEATURE, load, loading
 from circuit_tracer.cli.task import Task
 from circuit_tracer.cli.trace import read_prompt
 from circuit_tracer.errors import InputError
@@ -36,7 +34,7 @@ class Held(click.ParamType):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[tuple[int, int], float, bool]:
-        found = re.fullmatch(rf"{FEATURE}=(.+?)([x×]?)", value)
+        found = re.fullmatch(rf"{options.FEATURE}=(.+?)([x×]?)", value)
         try:
             if found is None:
                 raise ValueError
@@ -89,7 +87,7 @@ class Held(click.ParamType):
     metavar="FILE.txt",
     help="Texts for a feature's maximum, one a line.  [default: bundled sentences]",
 )
-@loading
+@options.loading
 @click.option(
     "--json",
     "json_path",
@@ -109,18 +107,12 @@ def steer(**given: Any) -> None:
     destinations.check(given["json_path"])
     silent = given["quiet"] or given["json_path"] == destinations.STDOUT
     with progress.bar(silent) as report:
-        model = load(given, report)
+        model = options.load(given, report)
         report(0.5, "measuring maxima")
         values = held_values(given, model)
     result = run(given, prompt, model, values, None if silent else told(prompt))
-    as_json = json.dumps(facts(values, result), indent=2, ensure_ascii=False)
-    if given["json_path"] == destinations.STDOUT:
-        click.echo(as_json)
+    if destinations.put_json(given["json_path"], facts(values, result)):
         return
-    if given["json_path"] is not None:
-        from circuit_tracer.files import write_text
-
-        write_text(given["json_path"], as_json + "\n")
     click.echo(result.steered if given["quiet"] else "\n\n" + text(values, result))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,6 @@ import click
 from circuit_tracer.cli import destinations, options, progress
 from circuit_tracer.cli.compare import is_graph, named
 from circuit_tracer.cli.graft import Several
-from circuit_tracer.cli.intervene import load, loading
 from circuit_tracer.cli.task import Task
 from circuit_tracer.errors import InputError
 
@@ -102,7 +100,7 @@ TOKENS = 3
     help="Share of the influence that each circuit holds.",
 )
 @click.option("--seed", type=int, metavar="N", default=0, help="Of the null's draw.")
-@loading
+@options.loading
 @click.option(
     "-o",
     "--output",
@@ -130,14 +128,14 @@ def swap(**given: Any) -> None:
     prompts, donors = unique(given["prompts"], "prompt"), unique(given["donors"], "donor")
     destinations.check(given["output"], given["json_path"])
     among = chosen(given["features"])
-    to_stdout = given["json_path"] == destinations.STDOUT
-    with progress.bar(given["quiet"] or to_stdout) as report:
-        model = load(given, report)
+    silent = given["quiet"] or given["json_path"] == destinations.STDOUT
+    with progress.bar(silent) as report:
+        model = options.load(given, report)
         found = run(given, prompts, donors, among, model, report)
     write(given, found)
-    if to_stdout:
-        click.echo(as_json(found))
-    elif given["quiet"]:
+    if destinations.put_json(given["json_path"], found.to_plain()):
+        return
+    if given["quiet"]:
         click.echo(said(found))
     else:
         click.echo(text(found))
@@ -198,8 +196,7 @@ def read(value: str) -> ct.Graph | str:
         return value
     import circuit_tracer as ct
 
-    path = Path(value)
-    return ct.Graph.from_json(path) if path.suffix == ".json" else ct.Graph.load(path)
+    return ct.Graph.read(value)
 
 
 def within(layers: str | None, model: ct.ReplacementModel) -> set[tuple[int, int]] | None:
@@ -229,20 +226,13 @@ def corpus(given: dict[str, Any], model: ct.ReplacementModel, names: list[str]) 
 
 
 def write(given: dict[str, Any], found: Experiment) -> None:
-    """The page and the JSON file, where they were asked for."""
-    from circuit_tracer.files import write_text
-
-    if given["json_path"] not in (None, destinations.STDOUT):
-        write_text(given["json_path"], as_json(found) + "\n")
+    """The page, where it was asked for."""
     if given["output"] is not None:
+        from circuit_tracer.files import write_text
         from circuit_tracer.view.report import page
 
         drawn = page("Swaps", said(found), facts(found), [found.figure()], found.rows())
         write_text(given["output"], drawn)
-
-
-def as_json(found: Experiment) -> str:
-    return json.dumps(found.to_plain(), indent=2, ensure_ascii=False)
 
 
 def said(found: Experiment) -> str:

@@ -20,6 +20,9 @@ import click
 
 from circuit_tracer.errors import CircuitTracerError
 
+LONGEST = 400
+"""Letters of a command's first sentence."""
+
 
 class Task(click.Command):
     """A click command whose exceptions become exit statuses and messages."""
@@ -50,6 +53,20 @@ class Task(click.Command):
             if debug:
                 raise
             stop(ctx, f"{unexpected(error)}\nrun again with --debug to see where it happened", 1)
+
+
+class Tasks(click.Group):
+    """A group whose help says what each of its commands does, and does not cut it short."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        commands = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
+        rows = [
+            (name, command.get_short_help_str(limit=LONGEST))
+            for name, command in commands.items()
+            if command is not None and not command.hidden
+        ]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
 
 
 def stop(ctx: click.Context, message: str, status: int) -> NoReturn:

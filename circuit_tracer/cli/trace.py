@@ -8,6 +8,7 @@ import tempfile
 import time
 import webbrowser
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,12 +101,7 @@ class Timings:
     metavar="FILE.sqlite",
     help="A feature store: examples and labels for the page.  [default: the bundled model's own]",
 )
-@click.option(
-    "--labels",
-    type=click.Path(path_type=Path),
-    metavar="FILE.json",
-    help="What features are called: a file that a page saved, or an export from Neuronpedia.",
-)
+@options.labels
 @click.option("--estimate", is_flag=True, help="Say what the run would take, and stop there.")
 @click.option("--open", "open_page", is_flag=True, help="Open the page in a browser.")
 @click.option("-q", "--quiet", is_flag=True, help="Print the page's path only.")
@@ -184,18 +180,9 @@ def load_model(
 ) -> ct.ReplacementModel:
     """Import what is heavy, and load the model with its transcoders."""
     report(0.0, "importing torch and transformers")
-    import circuit_tracer as ct
-
-    loader = ct.load
+    import_module("circuit_tracer.loading")
     timings.lap("importing")
-    report(0.0, "loading the model")
-    model = loader(
-        given["model"],
-        given["transcoders"],
-        device=given["device"],
-        dtype=given["dtype"],
-        offload=given["offload"],
-    )
+    model = options.load(given, report)
     timings.lap("loading")
     return model
 
@@ -249,12 +236,11 @@ def name_features(given: dict[str, Any], graph: ct.Graph) -> None:
     """Give the graph the examples and labels that the options name."""
     from circuit_tracer.features import annotate, open_store
     from circuit_tracer.features.graphs import name
-    from circuit_tracer.features.labels import read
 
-    labels = None if given["labels"] is None else read(given["labels"])
+    labels = options.read_labels(given["labels"])
     if given["store"] is not None:
         annotate(graph, open_store(given["store"]), labels=labels)
-    elif labels is not None:
+    else:
         name(graph, labels)
 
 

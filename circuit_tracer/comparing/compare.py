@@ -20,6 +20,8 @@ from circuit_tracer.comparing.roles import Role, aligned
 from circuit_tracer.comparing.wording import notices
 from circuit_tracer.errors import InputError
 from circuit_tracer.features.graphs import annotate_bundled
+from circuit_tracer.features.graphs import name as call
+from circuit_tracer.features.labels import Labels
 from circuit_tracer.graph import Graph
 from circuit_tracer.loading import BUNDLED, load
 from circuit_tracer.prune import NODES
@@ -46,6 +48,7 @@ def compare(
     rows: int = ROWS,
     traced: int = TRACED,
     progress: Progress | None = None,
+    labels: Labels | None = None,
     **settings: Any,
 ) -> Comparison:
     """Lay graphs side by side: several languages, prompts, checkpoints or transcoder sets.
@@ -65,6 +68,7 @@ def compare(
         rows: of the corpus that are run, at most.
         traced: of these, how many are traced too, for influence-weighted baselines.
         progress: called with (share done, message).
+        labels: from `features.labels.read`: what features are called, before what a graph says.
         settings: further arguments of `trace`.
 
     Raises:
@@ -86,7 +90,7 @@ def compare(
     models = _models(model, list(given))
     one = next(iter(models.values())) if len(set(map(id, models.values()))) == 1 else None
     corpus = _corpus(baseline, list(given), models, match, rows)
-    profiles = _profiles(given, models, nodes, settings, tell)
+    profiles = _profiles(given, models, nodes, settings, tell, labels or {})
     groups = _matched(profiles, models, match)
     fired = light = written = None
     if corpus is not None and match == "decoder":
@@ -284,16 +288,17 @@ def _profiles(
     nodes: float,
     settings: dict[str, Any],
     tell: Progress,
+    labels: Labels,
 ) -> list[Profile]:
     profiles = []
     for number, (name, value) in enumerate(given.items()):
         tell(0.4 * number / len(given), f"tracing {name}")
         if isinstance(value, Path):
-            read = Graph.from_json if value.suffix == ".json" else Graph.load
-            value = read(value)
+            value = Graph.read(value)
             annotate_bundled(value)
         if not isinstance(value, Graph):
             value = trace(value, models[name], **settings)
+        call(value, labels)
         profiles.append(Profile.of(name, value, nodes))
     return profiles
 

@@ -276,19 +276,21 @@ class Comparison:
         """Write the comparison as one HTML page that needs no network.
 
         Args:
-            pages: write the page of each graph beside it too (`languages-1-en.html`), and link to
-                them.
+            pages: write the page of each graph beside it too (`languages-1-en.html`), which link
+                to each other.
 
         Raises:
             OutputError: it could not be written; an older file is untouched.
         """
+        from circuit_tracer.view import page as graph_page
         from circuit_tracer.view.comparison import render
 
         drawn = self.drawing()
         if pages and self.circuits:
             beside = [_beside(Path(path), *pair) for pair in enumerate(self.names, 1)]
+            back = (("Comparison", quote(Path(path).name)),)
             for circuit, page in zip(self.circuits, beside, strict=True):
-                circuit.save_html(page)
+                files.write_text(page, graph_page.render(replace(circuit.drawing(), links=back)))
             graphs = (
                 replace(graph, href=quote(page.name))
                 for graph, page in zip(drawn.graphs, beside, strict=True)

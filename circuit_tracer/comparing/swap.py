@@ -18,11 +18,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import fsum
 
+from circuit_tracer.changes import Clean
 from circuit_tracer.comparing.activity import Activity
 from circuit_tracer.comparing.alignment import alignment
 from circuit_tracer.comparing.profile import Key, Profile
 from circuit_tracer.errors import InputError
-from circuit_tracer.forward import Forward
 from circuit_tracer.graft import Exchange, Place, outcomes
 from circuit_tracer.graph import Graph
 from circuit_tracer.prune import NODES
@@ -129,7 +129,7 @@ def swap(
     token = wanted if isinstance(wanted, int) else _first(model, receiver, wanted)
     if ends is None:
         ends = range(min(at[0] for at in (*made.taken, *made.put)), receiver.index.n_layers)
-    clean = model.run(list(receiver.token_ids))
+    clean = Clean(model.transcoders, model.run(list(receiver.token_ids)))
     trials = [
         trial for end in ends for trial in _trials(model, clean, exchanges, token, strengths, end)
     ]
@@ -137,7 +137,7 @@ def swap(
         receiver=receiver.provenance.prompt,
         donor=donor.provenance.prompt,
         wanted=model.token_text(token),
-        before=float(clean.logits[-1].double().softmax(-1)[token]),
+        before=float(clean.forward.logits[-1].double().softmax(-1)[token]),
         taken=len(made.taken),
         put=len(made.put),
         lost=len(_at(sides[1], chosen[1])) - len(made.put),
@@ -160,7 +160,7 @@ def _exchange(
 
 def _trials(
     model: ReplacementModel,
-    clean: Forward,
+    clean: Clean,
     exchanges: tuple[Exchange, Exchange],
     token: int,
     strengths: Sequence[float],

@@ -82,15 +82,13 @@ def annotate(
         raise InputError(
             f"the features of {store.path} are those of {known}, and the graph is of {wanted}"
         )
-    layers = graph.index.features[:, [0, 2]].unique(dim=0).tolist()
     named = 0
-    for layer, feature in layers:
-        note = graph.notes.get((layer, feature), FeatureNote())
+    for key, row in store.found(_features(graph)).items():
+        note, label = graph.notes.get(key, FeatureNote()), row.label
         if note.label and not note.label.startswith(MARK):
             continue
-        label = store.label(layer, feature)
-        if label is not None and (automatic and not note.label or not label.automatic):
-            graph.notes[layer, feature] = replace(note, label=label.text)
+        if automatic and not note.label or not label.automatic:
+            graph.notes[key] = replace(note, label=label.text)
             named += 1
     graph.lookups[:0] = [panel(store, labels)]
     return named
@@ -116,11 +114,17 @@ def bundled_store(graph: Graph) -> Path | None:
 
 def name(graph: Graph, labels: Labels) -> int:
     """Call features of a graph so, whatever they were called; how many of them it has."""
-    known = set(map(tuple, graph.index.features[:, [0, 2]].unique(dim=0).tolist()))
+    known = _features(graph)
     found = {key: label for key, label in labels.items() if key in known}
     for key, label in found.items():
         graph.notes[key] = replace(graph.notes.get(key, FeatureNote()), label=label.text)
     return len(found)
+
+
+def _features(graph: Graph) -> set[tuple[int, int]]:
+    """(layer, id) of all features of a graph."""
+    pairs = graph.index.features[:, [0, 2]].tolist() if graph.index.n_features else []
+    return {(layer, feature) for layer, feature in pairs}
 
 
 def top(store: Store, graph: Graph, most: int = 20) -> list[Ranked]:
@@ -155,18 +159,22 @@ def top_of_prompt(
         raise InputError(f"{store.path} is of {known}, and not of {model.transcoders.name}")
     ids = model.tokenize(prompt)
     ignored = model.ignored_by_default(ids)
+    cells = [
+        ((layer, feature), position, value)
+        for layer, entries in enumerate(firing(model, ids))
+        for feature, value, _, position in entries.tolist()
+        if position not in ignored
+    ]
+    rows = store.found(key for key, _, _ in cells)
     best: dict[tuple[int, int], tuple[float, int, float]] = {}
-    for layer, entries in enumerate(firing(model, ids)):
-        for feature, value, _, position in entries.tolist():
-            largest = _largest(store, layer, feature) if position not in ignored else None
-            if largest:
-                cell = value / largest, position, value
-                best[layer, feature] = max(best.get((layer, feature), cell), cell)
+    for key, position, value in cells:
+        if key in rows and (largest := rows[key].largest):
+            best[key] = max(best.get(key, (0.0, 0, 0.0)), (value / largest, position, value))
     ranked = sorted(best.items(), key=lambda item: (-item[1][0], item[0]))[:most]
     return [
         Ranked(
             *key,
-            store.row(*key).label,
+            rows[key].label,
             position,
             model.token_text(int(ids[position])),
             value,
@@ -174,14 +182,6 @@ def top_of_prompt(
         )
         for key, (score, position, value) in ranked
     ]
-
-
-def _largest(store: Store, layer: int, feature: int) -> float | None:
-    """The largest activation in the corpus; None where the store does not know it."""
-    try:
-        return store.row(layer, feature).largest
-    except InputError:
-        return None
 
 
 def plain(ranked: Ranked) -> dict[str, Any]:

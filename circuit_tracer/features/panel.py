@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,25 +50,19 @@ class Panel:
         """
         store = Store(self.path)
         try:
-            given = dict(self.labels)
-            # By layer and id, so that what lies together in the store is read once.
-            known = [key for key in sorted(keys) if store.known(*key)]
             with _uncollected():
-                return {key: self._shown(store, store.feature(*key), given) for key in known}
+                # By layer and id, so that what lies together in the store is read once.
+                known = [store.understood(row) for row in store.found(keys).values()]
+                near = {key for one in known for key, _ in _kin(one.coactive) + _kin(one.similar)}
+                names = {key: row.label.text for key, row in store.found(near).items()}
+                names |= dict(self.labels)
+                return {(one.layer, one.id): self._shown(one, names) for one in known}
         finally:
             store.close()
 
-    def _shown(
-        self, store: Store, feature: Feature, given: dict[tuple[int, int], str]
-    ) -> dict[str, Any]:
-        def kin(found: Iterable[Kin]) -> list[list[Any]]:
-            rows = []
-            for one in list(found)[:KIN]:
-                key = one.layer, one.feature
-                label = store.label(*key)
-                name = given.get(key, "" if label is None else label.text)
-                rows.append([*key, round(one.share, 3), name])
-            return rows
+    def _shown(self, feature: Feature, names: Mapping[tuple[int, int], str]) -> dict[str, Any]:
+        def kin(found: Sequence[Kin]) -> list[list[Any]]:
+            return [[*key, share, names.get(key, "")] for key, share in _kin(found)]
 
         spread = feature.spread
         return {
@@ -122,6 +116,11 @@ def _uncollected() -> Iterator[None]:
     finally:
         if was:
             gc.enable()
+
+
+def _kin(found: Sequence[Kin]) -> list[tuple[tuple[int, int], float]]:
+    """((layer, id), share) of the nearest."""
+    return [((one.layer, one.feature), round(one.share, 3)) for one in found[:KIN]]
 
 
 def _cut(example: Example) -> dict[str, Any]:

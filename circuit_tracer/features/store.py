@@ -6,7 +6,7 @@ import difflib
 import os
 import random
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -108,7 +108,11 @@ class Store:
             >>> features.open_store().feature(0, 248).name
             'L0#248'
         """
-        row = self._row(layer, feature)
+        return self.understood(self._row(layer, feature))
+
+    def understood(self, row: Row) -> Feature:
+        """All that is known of a feature, given its row."""
+        layer, feature = row.layer, row.id
         detail = self._reading.detail(layer, feature)
         if "reference" in detail:
             from circuit_tracer.features.reference import understood
@@ -129,6 +133,11 @@ class Store:
     def row(self, layer: int, feature: int) -> Row:
         """Figures and label of a feature. Raises InputError for one that is not there."""
         return self._row(layer, feature)
+
+    def found(self, keys: Iterable[tuple[int, int]]) -> dict[tuple[int, int], Row]:
+        """Figures and labels of those (layer, id) features that the store knows, ascending."""
+        rows = self._among(key_of(*key) for key in keys)
+        return {(row.layer, row.id): row for row in map(self._made, rows)}
 
     def detail(self, layer: int, feature: int) -> dict[str, Any]:
         """What the file holds of a feature, as it holds it."""
@@ -183,15 +192,19 @@ class Store:
         for (packed,) in self._reading.select(query, (wanted,)):
             parts = numbers_in(packed, 2 * most)
             keys.update(map(key_of, parts[::2], parts[1::2]))
+        rows = sorted(self._among(keys), key=lambda row: (-(row[1] or 0), row[0]))
+        return [self._made(row) for row in rows[:most]]
+
+    def _among(self, keys: Iterable[int]) -> list[tuple]:
+        """The rows of those keys that are there, ascending."""
         rows: list[tuple] = []
-        ordered = sorted(keys)
+        ordered = sorted(set(keys))
         for start in range(0, len(ordered), 500):
             some = ordered[start : start + 500]
             marks = ", ".join("?" * len(some))
-            query = f"SELECT {COLUMNS} FROM feature WHERE key IN ({marks})"
+            query = f"SELECT {COLUMNS} FROM feature WHERE key IN ({marks}) ORDER BY key"
             rows += self._reading.select(query, some)
-        rows.sort(key=lambda row: (-(row[1] or 0), row[0]))
-        return [self._made(row) for row in rows[:most]]
+        return rows
 
     def lucky(self, seed: int | None = None) -> Feature:
         """Some feature that fires; the same one for the same seed."""

@@ -96,6 +96,7 @@ class Drawing:
         about: whatever says where the graph comes from (versions, parameters), by name.
         notices: sentences the reader must see before trusting the picture.
         checks: how far the graph agrees with its model: (name, said); empty where unknown.
+        links: pages that belong to this one: (what it is called, its relative address).
     """
 
     prompt: str
@@ -115,6 +116,7 @@ class Drawing:
     about: dict[str, str | float | int] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
     checks: tuple[tuple[str, str], ...] = ()
+    links: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         seen: set[str] = set()
@@ -123,6 +125,9 @@ class Drawing:
             if node.id in seen:
                 raise InputError(f"two nodes of the drawing have the id {node.id!r}")
             seen.add(node.id)
+        for name, href in self.links:
+            if ":" in href or href.startswith("/"):
+                raise InputError(f"the link {name!r} leads to {href!r}; give a relative address")
         count = len(self.nodes)
         for source, target, weight in self.edges:
             if not (0 <= source < count and 0 <= target < count):

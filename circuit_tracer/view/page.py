@@ -18,7 +18,7 @@ from circuit_tracer.view.drawing import Drawing, DrawnNode, by_influence, fitted
 from circuit_tracer.view.payload import encode, packed
 from circuit_tracer.view.wording import number, title, visible, where
 
-SHARED_SCRIPTS = ("data.js", "dom.js", "address.js", "saving.js", "layout.js")
+SHARED_SCRIPTS = ("data.js", "dom.js", "address.js", "saving.js", "chrome.js", "layout.js")
 """What every page needs, in the order in which the files are joined."""
 
 SCRIPTS = (

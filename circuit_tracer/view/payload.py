@@ -18,6 +18,7 @@ import json
 import math
 from base64 import b64encode
 from collections.abc import Mapping
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -35,12 +36,13 @@ FORMAT = 1
 
 def packed(data: bytes) -> str:
     """`data` compressed, as text that is safe anywhere in HTML."""
-    return b64encode(gzip.compress(data, compresslevel=9, mtime=0)).decode("ascii")
+    # Level 9 makes a page 1 % smaller and takes four times as long.
+    return b64encode(gzip.compress(data, compresslevel=6, mtime=0)).decode("ascii")
 
 
 def encode(drawing: Drawing) -> bytes:
     """The drawing in the layout above, not yet compressed."""
-    edges = sorted(drawing.edges, key=lambda edge: (edge[1], edge[0], edge[2]))
+    edges = sorted(drawing.edges, key=itemgetter(1, 0, 2))
     header_of = _header(drawing) | {
         "heads": _heads(drawing, edges),
         "looks": _looks(drawing),
@@ -97,6 +99,7 @@ def _header(drawing: Drawing) -> dict[str, Any]:
         "about": {name: _plain(value) for name, value in drawing.about.items()},
         "notices": list(drawing.notices),
         "checks": [list(pair) for pair in drawing.checks],
+        "links": [list(pair) for pair in drawing.links],
         "error_share": _rounded(error_share(drawing)),
         "start": {"influence": round(start_share(drawing) * 100), "edges": START_EDGES},
         "n_edges": len(drawing.edges),

@@ -440,7 +440,7 @@ def test_layers_that_leave_rotary_positions_aside():
 
 
 def test_rotary_positions_that_are_not_seen_are_missed(monkeypatch):
-    monkeypatch.setattr("circuit_tracer.models.queries._Seen._positions", lambda *a: None)
+    monkeypatch.setattr("circuit_tracer.models.queries.Seen._positions", lambda *a: None)
     model, local = localised("llama")
     with pytest.raises(ModelError, match="is not what its projection, norm and rotary"):
         qk(model, local, 1, 1, 4, 2)

@@ -427,3 +427,11 @@ def test_options_that_do_not_go_together_are_refused():
     with pytest.raises(ct.CircuitTracerError, match="fills all 32"):
         model.generate([2] * 32, {(0, 1): ct.Clamp(1)})
     assert len(model.generate([2] * 30, {(0, 1): ct.Clamp(1)}).steered_steps) <= 2
+
+
+def test_the_clean_pass_is_encoded_once_a_layer(monkeypatch):
+    model = tiny.replacement("llama")
+    clean = Clean(model.transcoders, model.run([3, 1, 4, 1]))
+    first = [clean.activations(layer) for layer in range(tiny.LAYERS)]
+    monkeypatch.setattr(type(model.transcoders), "encode", None)
+    assert all(torch.equal(one, clean.activations(layer)) for layer, one in enumerate(first))

@@ -26,13 +26,17 @@ from tests.house.repository import ROOT
 PROMPT = [2, 9, 21, 5, 33, 9, 8]
 
 
+def loaded(name: str):
+    """A script of docs/ as a module, as the scripts beside it import it."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture(scope="module")
 def scale():
-    spec = importlib.util.spec_from_file_location("scale", ROOT / "docs" / "scale.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["scale"] = module
-    spec.loader.exec_module(module)
-    yield module
+    yield loaded("scale")
     del sys.modules["scale"]
 
 
@@ -105,10 +109,17 @@ def test_sizes_and_times_are_said_in_three_digits(scale):
         "0 B", "999 B", "1 kB", "4.19 MB", "5 PB",
     ]  # fmt: skip
     assert [scale.lasting(s) for s in (0.0005, 1.374, 90, 7200, 3e6)] == [
-        "0.5 ms", "1.4 s", "1.5 min", "2 hours", "35 days",
+        "0.5 ms", "1.4 s", "1.5 min", "2 h", "35 d",
     ]  # fmt: skip
 
 
 def test_the_page_holds_the_tables_of_the_script(scale):
     page = scale.PAGE.read_text(encoding="utf-8")
     assert scale.put(page) == page, "run: python docs/scale.py --page"
+
+
+def test_the_picture_is_drawn_from_the_same_numbers(scale):
+    draw = loaded("draw_scale")
+    assert draw.PICTURE.read_text(encoding="utf-8") == draw.drawing(), (
+        "run: python docs/draw_scale.py"
+    )

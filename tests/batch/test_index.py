@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
-
 import pytest
 
 from circuit_tracer.batch import Job, run
 from tests import tiny
-from tests.view.conftest import CHROMIUM, FLAGS
 
 JOBS = [
     Job("b", [2, 9, 21, 5]),
@@ -37,35 +33,29 @@ def test_the_page_links_what_is_there_and_escapes_what_prompts_say(folder):
 
 
 @pytest.mark.browser
-def test_the_table_sorts_and_filters_and_fetches_nothing(folder):
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    found = CHROMIUM if Path(CHROMIUM).exists() else shutil.which("chromium")
-    if not found:
-        pytest.skip("no chromium on this machine")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=found, args=FLAGS)
-        tab, complaints, asked = browser.new_page(), [], []
-        tab.on("console", lambda message: complaints.append(message.text))
-        tab.on("pageerror", lambda error: complaints.append(str(error)))
-        tab.on("request", lambda request: asked.append(request.url))
-        tab.goto((folder / "index.html").as_uri())
+def test_the_table_sorts_and_filters_and_fetches_nothing(folder, browser):
+    tab, complaints, asked = browser.new_page(), [], []
+    tab.on("console", lambda message: complaints.append(message.text))
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.goto((folder / "index.html").as_uri())
 
-        def names():
-            rows = tab.locator("#table tbody tr:visible th").all()
-            return [row.inner_text() for row in rows]
+    def names():
+        rows = tab.locator("#table tbody tr:visible th").all()
+        return [row.inner_text() for row in rows]
 
-        assert names() == ["b", "a", "bad", "c", "x"]
-        tab.get_by_role("button", name="tokens").click()
-        assert names() == ["c", "b", "a", "bad", "x"]  # what failed goes last either way
-        tab.get_by_role("button", name="tokens").click()
-        assert names() == ["a", "b", "c", "bad", "x"]
-        sorted_by = tab.locator("#table [aria-sort]")
-        assert sorted_by.count() == 1 and sorted_by.get_attribute("aria-sort") == "descending"
-        tab.fill("#filter", "W8")
-        assert names() == ["a"] and tab.inner_text("#count") == "1 of 5"
-        tab.fill("#filter", "")
-        with tab.expect_navigation():
-            tab.get_by_role("link", name="a", exact=True).click()
-        assert tab.url.endswith("/pages/a.html")
-        assert not complaints and {url.partition(":")[0] for url in asked} <= {"file", "blob"}
-        browser.close()
+    assert names() == ["b", "a", "bad", "c", "x"]
+    tab.get_by_role("button", name="tokens").click()
+    assert names() == ["c", "b", "a", "bad", "x"]  # what failed goes last either way
+    tab.get_by_role("button", name="tokens").click()
+    assert names() == ["a", "b", "c", "bad", "x"]
+    sorted_by = tab.locator("#table [aria-sort]")
+    assert sorted_by.count() == 1 and sorted_by.get_attribute("aria-sort") == "descending"
+    tab.fill("#filter", "W8")
+    assert names() == ["a"] and tab.inner_text("#count") == "1 of 5"
+    tab.fill("#filter", "")
+    with tab.expect_navigation():
+        tab.get_by_role("link", name="a", exact=True).click()
+    assert tab.url.endswith("/pages/a.html")
+    assert not complaints and {url.partition(":")[0] for url in asked} <= {"file", "blob"}
+    tab.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -58,7 +59,7 @@ def test_transcoders_of_the_bundled_model_have_names():
 
 
 def test_the_group_has_the_same_command():
-    assert main.commands["trace"] is trace
+    assert main.get_command(click.Context(main), "trace") is trace
     good("trace", PROMPT, "-q", program=main)
 
 

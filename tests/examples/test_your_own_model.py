@@ -34,9 +34,14 @@ def folder(example, tmp_path_factory):
     return place
 
 
+def blocks(language: str) -> list[str]:
+    """The page's fenced blocks in a language, "" for none."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    return [block for name, block in found if name == language]
+
+
 def test_the_page_gives_the_example_s_commands(example):
-    blocks = re.findall(r"^```\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    lines = "".join(blocks("")).replace("\\\n", " ").splitlines()
     given = [shlex.split(line[2:]) for line in lines if line.startswith("$ circuit-tracer")]
     sizes = {name: example["FULL"][name] for name in ("features", "k", "steps")}
     typed = example["commands"]("theirs", "sampled.txt", example["PROMPT"], **sizes)
@@ -44,16 +49,18 @@ def test_the_page_gives_the_example_s_commands(example):
 
 
 def test_the_page_s_code_is_the_example_s():
-    code = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    code = blocks("python")
     assert code and all(block in EXAMPLE.read_text(encoding="utf-8") for block in code)
 
 
+@pytest.mark.slow
 def test_the_stand_in_has_a_few_hundred_thousand_parameters(folder):
     with safe_open(folder / "theirs" / "model.safetensors", "pt") as file:
         shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
     assert 2e5 < sum(map(math.prod, shapes)) < 5e5
 
 
+@pytest.mark.slow
 def test_it_is_trained_on_what_the_model_says(example, folder):
     lines = (folder / "sampled.txt").read_text(encoding="utf-8").splitlines()
     words = set((folder / "theirs" / "tokenizer.json").read_text(encoding="utf-8").split('"'))
@@ -62,6 +69,7 @@ def test_it_is_trained_on_what_the_model_says(example, folder):
     assert {word for line in lines for word in line.split()} < words
 
 
+@pytest.mark.slow
 def test_transcoders_come_with_their_figures(example, folder):
     found = json.loads((folder / "plt" / "training.json").read_text(encoding="utf-8"))
     assert found["settings"]["features"] == example["QUICK"]["features"]
@@ -69,6 +77,7 @@ def test_transcoders_come_with_their_figures(example, folder):
     assert (folder / "plt" / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_the_graph_adds_up_and_carries_its_card(example, folder):
     graph = ct.Graph.load(folder / "graph.safetensors")
     assert list(graph.tokens)[1:] == example["PROMPT"].split()

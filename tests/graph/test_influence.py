@@ -45,7 +45,7 @@ def test_the_pass_counts_what_is_in_the_rows(toy, seed, expanded):
     graph = toy(seed, expanded=expanded, n_features=40)
     index, dense = graph.index, graph.dense()
     found = flow(graph.edges, graph.weights)
-    assert torch.allclose(found.signed, dense.sum(1), rtol=0, atol=TIGHT)
+    assert torch.allclose(graph.edges.signed, dense.sum(1), rtol=0, atol=TIGHT)
     assert torch.allclose(found.absolute, dense.abs().sum(1), rtol=0, atol=TIGHT)
     assert found.n_edges == int(dense.count_nonzero())
     assert torch.equal(found.rows.sort().values, graph.edges.rows)

@@ -165,15 +165,16 @@ def test_max_nodes_is_kept_and_used(toy, seed, cap, edges):
 
 @settings(max_examples=15, deadline=None)
 @given(seeds, levels, levels, st.sampled_from([None, 5, 15]))
-def test_how_blocks_are_held_and_joined_changes_nothing(toy, seed, nodes, edges, cap):
-    """One strip for a layer, a strip for every row, and blocks gathered anew for every pass."""
+def test_how_blocks_are_held_and_laid_out_changes_nothing(toy, seed, nodes, edges, cap):
+    """One sheet for all, a sheet for every row, and sheets gathered anew for every pass."""
     graph = toy(seed, expanded=0.8)
     found = graph.influence
     usual = prune(graph.edges, graph.weights, nodes, edges, cap, found=found)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(influence_module, "STRIP", 1)
         patch.setattr(threshold_module, "STRIP", 1)
-        patch.setattr(cut, "STRIP", 1)
+        patch.setattr(cut, "SHEET", 1)
+        patch.setattr(cut, "JOINED", 0)
         patch.setattr(cut, "HELD", 0)
         other = prune(graph.edges, graph.weights, nodes, edges, cap, found=found)
     assert torch.equal(usual.nodes, other.nodes)

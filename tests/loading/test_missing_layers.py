@@ -14,6 +14,7 @@ from frozen import Frozen
 from safetensors.torch import load_file, save_file
 
 from circuit_tracer.attribute import attribute
+from circuit_tracer.cli import options
 from circuit_tracer.cli.main import main
 from circuit_tracer.errors import TranscoderError
 from circuit_tracer.replacement import ReplacementModel
@@ -189,3 +190,14 @@ def test_folders_that_name_their_layer_may_leave_layers_out(tmp_path):
     found = open_set(tmp_path).reaching(tiny.LAYERS)
     assert found.present == (1,)
     assert traced(replaced(found))[1].residual.abs().max() < 1e-11
+
+
+def test_the_program_says_which_layers_have_none(monkeypatch, capsys):
+    given = {"model": None, "transcoders": None}
+    monkeypatch.setattr("circuit_tracer.load", lambda **_: replaced(without("plt", 1, 2)))
+    options.load(given, lambda *_: None)
+    assert "layers 1, 2" in capsys.readouterr().err
+    options.load({**given, "quiet": True}, lambda *_: None)
+    monkeypatch.setattr("circuit_tracer.load", lambda **_: replaced(tiny.transcoders("plt")))
+    options.load(given, lambda *_: None)
+    assert not capsys.readouterr().err

@@ -1,10 +1,8 @@
-"""Drawings to look at, and one browser for all tests that look."""
+"""Drawings to look at, and pages opened to look at them."""
 
 from __future__ import annotations
 
 import random
-import shutil
-from pathlib import Path
 
 import pytest
 
@@ -43,17 +41,6 @@ NAMES = (
     "grand (FR)",
     "",
 )
-CHROMIUM = "/usr/bin/chromium"
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 def synthetic(
@@ -175,19 +162,6 @@ def _edges(nodes, n_edges, negative, rng):
             size = rng.paretovariate(1.15) / 100
             edges[s, t] = -size if rng.random() < negative else size
     return tuple((s, t, weight) for (s, t), weight in edges.items())
-
-
-@pytest.fixture(scope="session")
-def browser():
-    """Chromium, headless; the tests that need it are skipped where it is missing."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    found = CHROMIUM if Path(CHROMIUM).exists() else shutil.which("chromium")
-    if not found:
-        pytest.skip("no chromium on this machine")
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=found, args=FLAGS)
-        yield opened
-        opened.close()
 
 
 class Page:

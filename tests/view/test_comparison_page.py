@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+import circuit_tracer as ct
 from circuit_tracer.errors import InputError
 from circuit_tracer.view import Drawing, DrawnNode
 from circuit_tracer.view.compared import (
@@ -21,6 +22,7 @@ from circuit_tracer.view.compared import (
     ranked,
 )
 from circuit_tracer.view.comparison import render
+from tests.compare.conftest import _random as random_graph
 from tests.view.comparisons import compared
 from tests.view.conftest import Page
 from tests.view.test_page_extremes import HOSTILE
@@ -378,6 +380,22 @@ def test_a_graph_leads_to_its_own_page_at_the_feature(page, five):
             place,
         )
         assert href.startswith(f"page%20{place}.html#node={five.features[shared].layer}_")
+
+
+@browses
+def test_a_comparison_leads_to_its_graphs_and_back(browser, tmp_path):
+    found = ct.compare({"en": random_graph(0), "fr & co": random_graph(1)})
+    found.save_html(tmp_path / "both #1.html", pages=True)
+    context = browser.new_context(offline=True)
+    page = Page(context.new_page(), tmp_path / "both #1.html").open()
+    page.tab.click("[data-graph='1'] a.own-page")
+    page.tab.wait_for_selector("#facts a")
+    assert page.tab.url.endswith("/both%20%231-2-fr-co.html")
+    page.tab.click("#facts a:text-is('Comparison')")
+    page.tab.wait_for_selector("[data-graph='1'] a.own-page")
+    assert page.tab.url.endswith("/both%20%231.html")
+    assert not page.complaints
+    context.close()
 
 
 @browses

@@ -79,9 +79,7 @@ function setQuery(text) {
 }
 
 function setTheme() {
-  const dark = S.theme ? S.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-  document.documentElement.dataset.theme = dark ? "dark" : "light";
-  $("theme").setAttribute("aria-pressed", dark);
+  applyTheme();
   readColours();
 }
 
@@ -112,7 +110,8 @@ function drawHead() {
     onclick: () => markColumn(position) }, h("bdi", {}, token.startsWith(" ") ? h("i", { "aria-hidden": "true" }, "·") : null, visible(token)))));
   $("facts").replaceChildren(h("span", { dir: "auto" }, D.model), ...(D.transcoders ? [" · ", h("span", { dir: "auto" }, D.transcoders)] : []),
     ` · ${counted(D.nodes.length)} nodes · ${counted(D.n_edges)} edges`,
-    ...(D.error_share === null ? [] : [" · ", h("span", { class: "whole" }, `${percent(D.error_share)} of influence`), " through errors"]));
+    ...(D.error_share === null ? [] : [" · ", h("span", { class: "whole" }, `${percent(D.error_share)} of influence`), " through errors"]),
+    ...D.links.flatMap(([name, href]) => [" · ", h("a", { class: "page", href }, name)]));
   $("legend").replaceChildren(...legendItems());
   for (const text of D.notices) notice(text);
   const keys = [["click, tap", "select a node or an edge"], ["ctrl-click, long press, P", "pin"], ["drag, shift-wheel", "pan"],
@@ -146,22 +145,10 @@ function wireSliders() {
 }
 
 function wireButtons() {
-  $("search").addEventListener("input", (event) => setQuery(event.target.value));
   $("search").addEventListener("keydown", (event) => { if (event.key === "Enter" && found().length) select(found()[0]); });
-  $("theme").addEventListener("click", () => {
-    S.theme = document.documentElement.dataset.theme === "dark" ? "light" : "dark";
-    setTheme();
-    rebuild();
-    writeHash();
-  });
-  $("help").addEventListener("click", () => $("keys").showModal());
   $("as-table").addEventListener("click", () => setShow(S.show === "table" ? "graph" : "table"));
-  $("skip").addEventListener("click", (event) => { event.preventDefault(); $("panel").focus(); });
-  for (const button of document.querySelectorAll("[data-save]"))
-    button.addEventListener("click", () => { $("save").open = false; SAVERS[button.dataset.save](); });
   for (const button of document.querySelectorAll("[data-zoom]"))
     button.addEventListener("click", () => KEYS[{ in: "+", out: "-", fit: "0" }[button.dataset.zoom]]());
-  document.addEventListener("pointerdown", (event) => { if (!event.target.closest("#save")) $("save").open = false; });
 }
 
 function setShow(show) {
@@ -170,17 +157,6 @@ function setShow(show) {
   if (show === "graph") { G.width = 0; resized(); }
   if (S.tab === "pinned") drawPanel();
   writeHash();
-}
-
-function wireTabs() {
-  for (const button of document.querySelectorAll("[role=tab]")) button.addEventListener("click", () => setTab(button.dataset.tab));
-  $("tabs").addEventListener("keydown", (event) => {
-    const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    if (!by) return;
-    setTab(TABS[(TABS.indexOf(S.tab) + by + TABS.length) % TABS.length]);
-    $(`tab-${S.tab}`).focus();
-    event.preventDefault();
-  });
 }
 
 function applyHash() {
@@ -208,12 +184,11 @@ function show(buffer) {
 function wire() {
   wireSliders();
   wireButtons();
-  wireTabs();
+  wireChrome(() => { setTheme(); rebuild(); });
   listenToPointers();
   listenToKeys();
   addEventListener("hashchange", applyHash);
   addEventListener("beforeprint", resized);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { if (!S.theme) { setTheme(); rebuild(); } });
   new ResizeObserver(resized).observe($("stage"));
 }
 

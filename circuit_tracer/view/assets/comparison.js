@@ -158,12 +158,6 @@ function setShow(show) {
   writeHash();
 }
 
-function setTheme() {
-  const dark = S.theme ? S.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-  document.documentElement.dataset.theme = dark ? "dark" : "light";
-  $("theme").setAttribute("aria-pressed", dark);
-}
-
 function hideTip() {
   $("tip").hidden = true;
 }
@@ -243,34 +237,15 @@ function listenToKeys() {
 }
 
 function wireControls() {
-  $("search").addEventListener("input", (event) => setQuery(event.target.value));
   $("search").addEventListener("keydown", (event) => { if (event.key === "Enter" && found().length) select(found()[0], { focus: true }); });
-  $("theme").addEventListener("click", () => {
-    S.theme = document.documentElement.dataset.theme === "dark" ? "light" : "dark";
-    setTheme();
-    writeHash();
-  });
-  $("help").addEventListener("click", () => $("keys").showModal());
   $("as-table").addEventListener("click", () => KEYS.t());
-  $("skip").addEventListener("click", (event) => { event.preventDefault(); $("panel").focus(); });
   $("pair").addEventListener("change", (event) => choosePair(Number(event.target.value)));
   for (const button of document.querySelectorAll("[data-overlap]")) button.addEventListener("click", () => setOverlap(button.dataset.overlap));
-  for (const button of document.querySelectorAll("[data-save]"))
-    button.addEventListener("click", () => { $("save").open = false; SAVERS[button.dataset.save](); });
-  document.addEventListener("pointerdown", (event) => { if (!event.target.closest("#save")) $("save").open = false; });
-  for (const button of document.querySelectorAll("[role=tab]")) button.addEventListener("click", () => setTab(button.dataset.tab));
-  $("tabs").addEventListener("keydown", (event) => {
-    const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    if (!by) return;
-    setTab(TABS[(TABS.indexOf(S.tab) + by + TABS.length) % TABS.length]);
-    $(`tab-${S.tab}`).focus();
-    event.preventDefault();
-  });
 }
 
 function applyHash() {
   readHash();
-  setTheme();
+  applyTheme();
   hideTip();
   $("search").value = S.query;
   drawControls();
@@ -290,11 +265,11 @@ async function start() {
     drawHead();
     applyHash();
     wireControls();
+    wireChrome(applyTheme);
     listenToLanes();
     listenToKeys();
     addEventListener("hashchange", applyHash);
     addEventListener("beforeprint", resized);
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { if (!S.theme) setTheme(); });
     new ResizeObserver(resized).observe($("main"));
     $("plain").remove();
     document.documentElement.dataset.ready = "yes";

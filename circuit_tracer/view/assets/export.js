@@ -79,17 +79,6 @@ function svgText() {
   return new XMLSerializer().serializeToString(pictureSvg());
 }
 
-function savePng() {
-  const image = new Image(), scale = 2;
-  image.onload = () => {
-    const canvas = h("canvas", { width: G.width * scale, height: G.height * scale }), pen = canvas.getContext("2d");
-    pen.scale(scale, scale);
-    pen.drawImage(image, 0, 0);
-    canvas.toBlob((blob) => saveAs(fileName("png"), [blob], "image/png"), "image/png");
-  };
-  image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(svgText())}`;
-}
-
 function csvText() {
   const lines = [["source", "target", "weight", "source_label", "target_label", "source_layer", "target_layer", "source_position", "target_position"]];
   for (const e of D.order) {

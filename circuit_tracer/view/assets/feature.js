@@ -3,13 +3,8 @@
 const TABLE_ROWS = 200;
 
 function drawPanel() {
-  for (const tab of TABS) {
-    const button = $(`tab-${tab}`), on = tab === S.tab;
-    button.setAttribute("aria-selected", on);
-    button.tabIndex = on ? 0 : -1;
-  }
+  markTabs();
   const panel = $("panel"), draw = { feature: featurePanel, search: searchPanel, about: aboutPanel }[S.tab];
-  panel.setAttribute("aria-labelledby", `tab-${S.tab}`);
   panel.replaceChildren(...draw().flat().filter(Boolean));
   panel.scrollTop = 0;
 }
@@ -243,16 +238,6 @@ function styled(element) {
 function fileName(extension) {
   const slug = D.names.join("-").normalize("NFKC").replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-+|-+$/g, "").slice(0, 48);
   return `comparison-${slug || "graphs"}.${extension}`;
-}
-
-// The same picture in pixels, twice as fine as the screen.
-async function savePng() {
-  const picture = new Image();
-  picture.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(svgText())}`;
-  await picture.decode();
-  const canvas = h("canvas", { width: 2 * picture.width, height: 2 * picture.height });
-  canvas.getContext("2d").drawImage(picture, 0, 0, canvas.width, canvas.height);
-  canvas.toBlob((blob) => saveAs(fileName("png"), [blob], "image/png"), "image/png");
 }
 
 const SAVERS = {

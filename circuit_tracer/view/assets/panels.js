@@ -1,15 +1,10 @@
 // The side panel: Node, Pinned, Search, About. Every row that names a node walks to it.
 
 function drawPanel() {
-  for (const tab of TABS) {
-    const button = $(`tab-${tab}`), on = tab === S.tab;
-    button.setAttribute("aria-selected", on);
-    button.tabIndex = on ? 0 : -1;
-  }
+  markTabs();
   $("tab-pinned").textContent = S.pins.length ? `Pinned ${cards().length}` : "Pinned";
   const draw = { node: nodePanel, pinned: pinnedPanel, search: searchPanel, about: aboutPanel }[S.tab];
   const panel = $("panel");
-  panel.setAttribute("aria-labelledby", `tab-${S.tab}`);
   const holds = [S.tab, S.selected, S.edge, S.query].join(), same = drawPanel.holds === holds;
   const { scrollTop } = panel, key = panel.contains(document.activeElement) ? keyOf(document.activeElement) : undefined;
   panel.replaceChildren(...draw().filter(Boolean));

@@ -6,6 +6,16 @@ function saveAs(name, parts, type) {
   setTimeout(() => URL.revokeObjectURL(url), 10000);
 }
 
+// The page's picture, svgText(), in pixels, twice as fine as the screen.
+async function savePng() {
+  const picture = new Image();
+  picture.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(svgText())}`;
+  await picture.decode();
+  const canvas = h("canvas", { width: 2 * picture.width, height: 2 * picture.height });
+  canvas.getContext("2d").drawImage(picture, 0, 0, canvas.width, canvas.height);
+  canvas.toBlob((blob) => saveAs(fileName("png"), [blob], "image/png"), "image/png");
+}
+
 // Text that XML can hold: no control characters, no half characters.
 function clean(text) {
   return text.replace(/[\u0000-\u0008\u000b\u000c\u000e-\u001f\ufffe\uffff]/g, "\ufffd")
