@@ -399,7 +399,6 @@ class Circuit(Network):
 
         files.write_text(path, render(self.drawing()))
 
-
     def show(self, height: int = 720) -> Shown:
         """The interactive page, in a notebook: about two megabytes of it are then saved there.
 
