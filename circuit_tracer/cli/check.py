@@ -37,20 +37,8 @@ BUNDLED_TEXTS = 1000
     default="all",
     help="Every token of a text, or the last of each.",
 )
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(path_type=Path),
-    metavar="FILE.json|-",
-    help="Write the figures as JSON; - prints them and nothing else.",
-)
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    metavar="FILE.html",
-    help="Draw the figures by layer.",
-)
+@options.json_file("Write the figures as JSON; - prints them and nothing else.")
+@options.page_file("Draw the figures by layer.")
 @click.option("--device", metavar="auto|cpu|cuda|mps", default="auto", help="Where to run.")
 @click.option("--dtype", type=click.Choice(options.DTYPES), default="auto", help="Number type.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing; the exit status says it.")

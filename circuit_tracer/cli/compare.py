@@ -91,13 +91,7 @@ GRAPHS = (".safetensors", ".json")
 )
 @options.labels
 @options.place
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(path_type=Path),
-    metavar="FILE.json|-",
-    help="Write everything as JSON; - prints it and nothing else.",
-)
+@options.json_file("Write everything as JSON; - prints it and nothing else.")
 @click.option("-q", "--quiet", is_flag=True, help="Print the summary only.")
 @options.debug
 def compare(**given: Any) -> None:

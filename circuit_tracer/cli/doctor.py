@@ -15,13 +15,7 @@ MARKS = {True: "✓", False: "✗"}
 
 
 @click.command(cls=Task, name="doctor", context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(path_type=Path),
-    metavar="FILE.json|-",
-    help="Write the findings as JSON; - prints them and nothing else.",
-)
+@options.json_file("Write the findings as JSON; - prints them and nothing else.")
 @click.option(
     "--model",
     metavar="ID|DIR",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -101,20 +100,8 @@ class Several(click.ParamType):
     help='A further token to follow, with its space: " cold". Again for more.',
 )
 @options.loading
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    metavar="FILE.html",
-    help="Write a page with the plot.",
-)
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(path_type=Path),
-    metavar="FILE.json|-",
-    help="Write the result as JSON; - prints it and nothing else.",
-)
+@options.page_file("Write a page with the plot.")
+@options.json_file("Write the result as JSON; - prints it and nothing else.")
 @click.option(
     "-q", "--quiet", is_flag=True, help="Print the most probable token of each trial only."
 )

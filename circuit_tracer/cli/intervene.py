@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -90,13 +89,7 @@ class ChangeAt(click.ParamType):
     "-k", "count", type=options.AT_LEAST_ONE, metavar="N", default=10, help="Rows of the tables."
 )
 @options.loading
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(path_type=Path),
-    metavar="FILE.json|-",
-    help="Write the result as JSON; - prints it and nothing else.",
-)
+@options.json_file("Write the result as JSON; - prints it and nothing else.")
 @click.option("-q", "--quiet", is_flag=True, help="Print the most probable token afterwards only.")
 @options.debug
 def intervene(**given: Any) -> None:

@@ -17,13 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Task, name="models", context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(path_type=Path),
-    metavar="FILE.json|-",
-    help="Write them as JSON; - prints it and nothing else.",
-)
+@options.json_file("Write them as JSON; - prints it and nothing else.")
 @click.option("-q", "--quiet", is_flag=True, help="Print the presets' names only.")
 @options.debug
 def models(json_path: Path | None, quiet: bool, debug: bool) -> None:

@@ -36,13 +36,7 @@ STORE = b"SQLite format 3\0"
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
 )
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    metavar="FILE.html",
-    help="The page.  [default: FILE's name and .html, here]",
-)
+@options.page_file("The page.  [default: FILE's name and .html, here]")
 @click.option(
     "--node-threshold",
     type=options.Share(),
@@ -71,13 +65,9 @@ STORE = b"SQLite format 3\0"
 )
 @click.option("--merge", is_flag=True, help="Draw each supernode of a JSON as one node.")
 @click.option("--tokenizer", metavar="ID|DIR", help="For a .pt, which has token numbers only.")
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(path_type=Path),
-    metavar="FILE.json|-",
-    help="Write the graph in Neuronpedia's schema; - prints it and nothing else (and "
-    "writes a page only where -o asks for one).",
+@options.json_file(
+    "Write the graph in Neuronpedia's schema; - prints it and nothing else (and "
+    "writes a page only where -o asks for one)."
 )
 @click.option("--open/--no-open", "open_page", default=True, help="Open the page in a browser.")
 @click.option("-q", "--quiet", is_flag=True, help="Print the page's path only.")

@@ -247,6 +247,28 @@ def read_labels(path: Path | None) -> Labels:
     return read(path)
 
 
+def json_file(help: str) -> Callable[[Any], Any]:
+    """`--json FILE.json|-`, which arrives as `json_path`."""
+    return click.option(
+        "--json",
+        "json_path",
+        type=click.Path(path_type=Path),
+        metavar="FILE.json|-",
+        help=help,
+    )
+
+
+def page_file(help: str) -> Callable[[Any], Any]:
+    """`-o FILE.html`, which arrives as `output`."""
+    return click.option(
+        "-o",
+        "--output",
+        type=click.Path(path_type=Path),
+        metavar="FILE.html",
+        help=help,
+    )
+
+
 def keep_edges(command: Any) -> Any:
     """`--keep-edges`: which edges of a row are stored."""
     return click.option(

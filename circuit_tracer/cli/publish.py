@@ -72,13 +72,7 @@ Examples:
 )
 @click.option("--host", metavar="URL", help="The server.  [default: Neuronpedia's]")
 @click.option("--yes", is_flag=True, help="Send it without asking again.")
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(path_type=Path),
-    metavar="FILE.json|-",
-    help="Write what was done as JSON; - prints it and nothing else.",
-)
+@options.json_file("Write what was done as JSON; - prints it and nothing else.")
 @click.option(
     "-q",
     "--quiet",

@@ -88,13 +88,7 @@ class Held(click.ParamType):
     help="Texts for a feature's maximum, one a line.  [default: bundled sentences]",
 )
 @options.loading
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(path_type=Path),
-    metavar="FILE.json|-",
-    help="Write both texts, token by token, as JSON; - prints it and nothing else.",
-)
+@options.json_file("Write both texts, token by token, as JSON; - prints it and nothing else.")
 @click.option("-q", "--quiet", is_flag=True, help="Print the steered text only.")
 @options.debug
 def steer(**given: Any) -> None:

@@ -101,20 +101,8 @@ TOKENS = 3
 )
 @click.option("--seed", type=int, metavar="N", default=0, help="Of the null's draw.")
 @options.loading
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    metavar="FILE.html",
-    help="Write a page with the curves.",
-)
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(path_type=Path),
-    metavar="FILE.json|-",
-    help="Write everything as JSON; - prints it and nothing else.",
-)
+@options.page_file("Write a page with the curves.")
+@options.json_file("Write everything as JSON; - prints it and nothing else.")
 @click.option("-q", "--quiet", is_flag=True, help="Print how many succeed only.")
 @options.debug
 def swap(**given: Any) -> None:

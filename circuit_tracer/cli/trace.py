@@ -55,13 +55,7 @@ class Timings:
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
 )
 @click.argument("prompt")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    metavar="FILE.html",
-    help="The page.  [default: named after the prompt, here]",
-)
+@options.page_file("The page.  [default: named after the prompt, here]")
 @options.tracing
 @options.keep_edges
 @click.option(
@@ -70,13 +64,9 @@ class Timings:
     metavar="FILE.safetensors",
     help="Keep the whole graph, exactly.",
 )
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(path_type=Path),
-    metavar="FILE.json|-",
-    help="Write the pruned graph in Neuronpedia's schema; - prints it and nothing else "
-    "(and writes a page only where -o asks for one).",
+@options.json_file(
+    "Write the pruned graph in Neuronpedia's schema; - prints it and nothing else "
+    "(and writes a page only where -o asks for one)."
 )
 @click.option("--verify", is_flag=True, help="Test the graph by interventions on the model, and "
               "say in terminal, page and --save file how far it can be trusted.")  # fmt: skip
