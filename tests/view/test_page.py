@@ -508,14 +508,12 @@ def test_it_prints_on_a4_landscape(page):
     assert {(round(float(w)), round(float(h))) for w, h in sizes} == {(842, 595)}
 
 
-def test_wishes_of_the_system_are_heard(page):
-    page.tab.emulate_media(reduced_motion="reduce", forced_colors="active", color_scheme="dark")
-    page.settle()
+def test_wishes_of_the_system_are_heard(open_page, drawing):
+    page = open_page(drawing, reduced_motion="reduce", forced_colors="active", color_scheme="dark")
     found = page.js("""() => [
         getComputedStyle(document.getElementById("canvas")).transitionDuration,
         getComputedStyle(document.querySelector("#tabs [aria-selected=true]")).outlineStyle,
         document.documentElement.dataset.theme]""")
-    page.tab.emulate_media(reduced_motion=None, forced_colors=None, color_scheme=None)
     assert found == ["0s", "solid", "dark"]
 
 
