@@ -15,7 +15,7 @@ A piece that a corpus holds twice counts twice, and is shown once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -74,7 +74,7 @@ class Tally:
             entries: any number, each once.
             language: of each of them, its place among the languages.
         """
-        feature, value = entries["feature"], entries["value"]
+        feature, value = entries["feature"].astype(np.int64), entries["value"].copy()
         np.add.at(self.count, feature, 1)
         if not self.whole:
             return
@@ -82,8 +82,8 @@ class Tally:
         np.add.at(self.units, feature, units.astype(np.int64))
         np.add.at(self.fraction, feature, np.rint((value - units) * FRACTION).astype(np.int64))
         np.maximum.at(self.largest, feature, value)
-        np.add.at(self.bins, (feature, bin_of(value)), 1)
-        np.add.at(self.spoken, (feature, language), 1)
+        for table, column in ((self.bins, bin_of(value)), (self.spoken, language)):
+            np.add.at(table.reshape(-1), feature * table.shape[1] + column, 1)
         self._keep(entries, entries)
 
     def merge(self, other: Tally, columns: Sequence[int]) -> None:
@@ -108,8 +108,10 @@ class Tally:
         return np.divide(total, self.count, out=np.zeros(self.features), where=self.count > 0)
 
     def _keep(self, strong: Entries, random: Entries) -> None:
-        self.strongest = strongest(np.concatenate([self.strongest, strong]), self.top)
-        self.sampled = sampled(np.concatenate([self.sampled, random]), self.sample)
+        of = self.features, self.strongest, strong, self.top
+        self.strongest = _chosen(*of, strongest, lambda entries: -entries["value"])
+        of = self.features, self.sampled, random, self.sample
+        self.sampled = _chosen(*of, sampled, _draw)
         self.units += self.fraction >> 40
         self.fraction &= (1 << 40) - 1
 
@@ -125,11 +127,33 @@ def strongest(entries: Entries, k: int) -> Entries:
 
 def sampled(entries: Entries, k: int) -> Entries:
     """Of each feature k places drawn evenly, the same for the same texts, in random order."""
-    draw = priority(entries["piece"], entries["position"])
-    columns = (entries["position"], entries["piece"], draw, entries["feature"])
+    columns = (entries["position"], entries["piece"], _draw(entries), entries["feature"])
     entries = entries[np.lexsort(columns)]
     entries = entries[_new(entries["feature"], entries["piece"], entries["position"])]
     return entries[_rank(entries["feature"]) < k]
+
+
+def _chosen(
+    features: int,
+    kept: Entries,
+    new: Entries,
+    k: int,
+    choose: Callable[[Entries, int], Entries],
+    rank: Callable[[Entries], NDArray],
+) -> Entries:
+    """`choose` among all, where `kept` are its choice among those before: most of the new ones
+    rank after the last kept of their feature and are not sorted, nor are features without new ones.
+    """
+    last = kept[_rank(kept["feature"]) == k - 1]
+    worst, full = np.empty(features, rank(kept).dtype), np.zeros(features, bool)
+    worst[last["feature"]], full[last["feature"]] = rank(last), True
+    new = new[~full[new["feature"]] | (rank(new) <= worst[new["feature"]])]
+    touched = np.zeros(features, bool)
+    touched[new["feature"]] = True
+    again = touched[kept["feature"]]
+    both = choose(np.concatenate([kept[again], new]), k)
+    both = np.concatenate([kept[~again], both])
+    return both[np.argsort(both["feature"], kind="stable")]
 
 
 def priority(piece: NDArray[np.int64], position: NDArray[np.int32]) -> NDArray[np.uint64]:
@@ -142,6 +166,10 @@ def priority(piece: NDArray[np.int64], position: NDArray[np.int32]) -> NDArray[n
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
+
+
+def _draw(entries: Entries) -> NDArray[np.uint64]:
+    return priority(entries["piece"], entries["position"])
 
 
 def bin_of(value: NDArray[np.float64]) -> NDArray[np.int64]:
