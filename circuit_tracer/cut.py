@@ -1,74 +1,102 @@
 """The edges between some nodes, cut from all rows.
 
 What is kept of a graph is decided from a cut: the rows and columns of the nodes under
-consideration. Blocks are small and every operation has its price, so small ones of a layer are
-joined, and what is cut of many stands in one piece of memory, a sheet: what is asked of each edge
-alone is asked of a whole sheet at once.
+consideration. Blocks are small and every operation has its price, so what is left of several
+positions of a layer is joined to one part; but a part stays so small that whatever is worked out
+from its values finds room in the processor's cache.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 import torch
 
-from circuit_tracer.edges import Block, EdgeRows, RowBlock
-from circuit_tracer.shapes import Bool, Float, Int, Tensor
+from circuit_tracer.edges import Block, EdgeRows
+from circuit_tracer.influence import Array
+from circuit_tracer.nodes import NodeIndex
+from circuit_tracer.shapes import Float, Tensor
+from circuit_tracer.sparse import SparseBlock
 
-SHEET = 2**21
-"""Entries of a sheet (8 MiB in float32, 16 as scores); a single row may have more."""
-JOINED = 2**15
-"""Entries of a part that small ones of one layer are joined to, zeros between."""
-HELD = 2**25
-"""Entries of a cut kept between passes (128 MiB in float32)."""
+LARGEST = 2**17
+"""Entries of a part (1 MiB in float64); a single row may have more."""
+JOINED = 2**16
+"""Entries of a part that what is left of small blocks is joined to, zeros between."""
+ROOM, ALIGNED = 2**23, 64
+"""Bytes that many parts share, and multiples of which they start at."""
+HELD = 2**24
+"""Entries of a cut kept between passes (64 MiB in float32)."""
+RAW = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""What numbers are moved as, by size: numpy knows no bfloat16."""
+
+
+def bits(values: Tensor) -> Array:
+    """The same memory as whole numbers."""
+    return values.view(RAW[values.element_size()]).numpy()
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A block, or what a cut leaves of some of its rows.
+    """Some rows of some columns.
 
     Attributes:
-        sources: node rows of the columns.
+        targets, sources: node rows of the rows and columns.
+        values: (targets, sources).
     """
 
-    block: Block
-    sources: Int[Tensor, " source"]
+    targets: Array
+    sources: Array
+    values: Float[Tensor, "target source"]
+
+    def write(self, places: Array, targets: Array, sources: Array, weights: Array) -> None:
+        """Put the edges at some places, of all entries row by row, into other memory.
+
+        Args:
+            weights: for the bits of their values (`bits`).
+        """
+        rows = places // len(self.sources)
+        self.targets.take(rows, out=targets, mode="clip")
+        self.sources.take(places - rows * len(self.sources), out=sources, mode="clip")
+        bits(self.values).reshape(-1).take(places, out=weights, mode="clip")
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What is to be cut from a part: places of rows and columns in it."""
+    """Some rows and columns of a block.
 
-    part: Part
-    rows: Int[Tensor, " target"]
-    columns: Int[Tensor, " source"]
+    Attributes:
+        values: of the whole block.
+        targets: node rows of the rows.
+        rows, columns: their places in the block.
+        inside: which of the columns it has; None for all. The others are zero.
+    """
 
-    @property
-    def size(self) -> int:
-        return len(self.rows) * len(self.columns)
+    values: Tensor | SparseBlock
+    targets: Array
+    rows: Array
+    columns: Array
+    inside: Array | None = None
 
-    def copied(self, room: Float[Tensor, " entry"]) -> Part:
-        """The part that is left, its values in a given place."""
-        block, sources = self.part.block, self.part.sources
-        values = room.view(len(self.rows), len(self.columns))
-        some = block.some(self.rows) if len(self.rows) < len(block.rows) else block.values
-        if len(self.columns) < len(sources):
-            torch.index_select(some, 1, self.columns, out=values)
-            sources = sources.index_select(0, self.columns)
+    def put(self, room: Array) -> None:
+        """Put the entries into other memory."""
+        if isinstance(self.values, SparseBlock):
+            some = bits(self.values.some(torch.from_numpy(self.rows)))
         else:
-            values.copy_(some)
-        targets = block.rows.index_select(0, self.rows)
-        return Part(RowBlock(block.layer, block.position, targets, values), sources)
+            some = bits(self.values).take(self.rows, axis=0)
+        if self.inside is None:
+            some.take(self.columns, axis=1, out=room, mode="clip")
+        else:
+            np.multiply(some.take(self.columns, axis=1, mode="clip"), self.inside, out=room)
 
 
 @dataclass(frozen=True, slots=True)
 class Joint:
-    """Pieces of one layer as one, positions descending: the cone of the first holds the others'."""
+    """Pieces of one layer as one part, positions descending: the cone of the first holds all."""
 
+    sources: Array
     pieces: list[Piece]
 
     @property
@@ -77,152 +105,147 @@ class Joint:
 
     @property
     def size(self) -> int:
-        return self.height * len(self.pieces[0].columns)
+        return self.height * len(self.sources)
 
-    def takes(self, other: Piece) -> bool:
-        first = self.pieces[0]
-        height = self.height + len(other.rows)
-        same = first.part.block.layer == other.part.block.layer
-        return same and height * len(first.columns) <= JOINED
+    def takes(self, rows: Array) -> bool:
+        return (self.height + len(rows)) * len(self.sources) <= JOINED
 
-    def copied(self, room: Float[Tensor, " entry"]) -> Part:
-        """As of a single piece; absent edges are zero."""
-        first = self.pieces[0]
-        if len(self.pieces) == 1:
-            return first.copied(room)
-        sources = first.part.sources.index_select(0, first.columns)
-        values, targets, row = room.view(-1, len(sources)).zero_(), [], 0
-        for piece in reversed(self.pieces):
-            part = piece.copied(torch.empty(piece.size, dtype=room.dtype))
-            some = values[row : row + len(piece.rows)]
-            some.index_copy_(1, torch.searchsorted(sources, part.sources), part.block.values)
-            targets.append(part.block.rows)
-            row += len(piece.rows)
-        block = first.part.block
-        return Part(RowBlock(block.layer, block.position, torch.cat(targets), values), sources)
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.pieces[0].values.dtype
+
+    def copied(self, room: Array) -> Part:
+        """The part, its values in given memory."""
+        values = torch.from_numpy(room).view(self.dtype).view(-1, len(self.sources))
+        raw, stop, pieces = bits(values), 0, self.pieces[::-1]
+        for piece in pieces:
+            start, stop = stop, stop + len(piece.rows)
+            piece.put(raw[start:stop])
+        return Part(np.concatenate([piece.targets for piece in pieces]), self.sources, values)
 
 
-@dataclass(frozen=True, eq=False)
-class Sheet:
-    """Parts whose values stand one after the other in memory, layers ascending.
-
-    Attributes:
-        values: of all parts, row-major.
-    """
-
-    parts: list[Part]
-    values: Float[Tensor, " entry"]
-
-    @cached_property
-    def targets(self) -> Int[Tensor, " target"]:
-        """Node rows of the rows of all parts."""
-        return torch.cat([part.block.rows for part in self.parts])
-
-    def edges(self, places: np.ndarray[Any, Any]) -> tuple[Tensor, Tensor, Tensor]:
-        """Targets, sources and values of the entries at ascending places, which it overwrites."""
-        weights = self.values.index_select(0, torch.from_numpy(places))
-        widths = [len(part.sources) for part in self.parts]
-        heights = [len(part.block.rows) for part in self.parts]
-        firsts = np.repeat(np.cumsum([0, *widths[:-1]]), heights)  # of a row's columns, of all
-        stops = np.cumsum(np.repeat(widths, heights))  # of a row, among the entries
-        counts = np.diff(np.searchsorted(places, stops), prepend=0)
-        columns = np.repeat(firsts - np.concatenate([[0], stops[:-1]]), counts)
-        columns += places
-        sources = torch.cat([part.sources for part in self.parts]).numpy()
-        sources.take(columns, out=places, mode="clip")
-        targets = np.repeat(self.targets.numpy(), counts)
-        return torch.from_numpy(targets), torch.from_numpy(places), weights
-
-    def spread(self, room: Float[Tensor, " entry"]) -> Iterator[tuple[Part, Tensor]]:
-        """Parts from the top layer down, each with its place in a copy as large as the sheet."""
-        stop = len(self.values)
-        for part in reversed(self.parts):
-            start = stop - part.block.shape[0] * part.block.shape[1]
-            yield part, room[start:stop].view(part.block.shape)
-            stop = start
+Whole = Callable[[Array], Iterator[Joint]]
+"""What there is between some nodes (a mask), from the top layer down."""
 
 
 class Cut:
-    """All edges between some nodes, in sheets, from the top layer down.
+    """All edges between some nodes, in parts, from the top layer down.
 
-    Small cuts are held; of large ones each pass gathers every sheet anew, so that memory stays
-    below HELD entries and one sheet.
+    Small cuts are held; of large ones each pass gathers every part anew, so that memory stays
+    below HELD entries.
     """
 
-    def __init__(self, whole: Whole, nodes: Bool[Tensor, " node"]) -> None:
-        self.whole, self.nodes = whole, nodes
-        self.held: list[Sheet] | None = None
+    def __init__(self, whole: Whole, nodes: Array, dtype: torch.dtype) -> None:
+        self.whole, self.nodes, self.dtype = whole, nodes, dtype
+        self.held: list[Part] | None = None
         held, size = [], 0
-        for sheet in self._sheets():
-            held.append(sheet)
-            size += len(sheet.values) + 2 * sum(len(part.sources) for part in sheet.parts)
+        for part in self._gathered():
+            held.append(part)
+            size += part.values.numel() + 2 * len(part.sources)
             if size > HELD:
                 return
         self.held = held
 
-    def sheets(self) -> Iterable[Sheet]:
-        return self._sheets() if self.held is None else self.held
+    def parts(self) -> Iterable[Part]:
+        return self._gathered() if self.held is None else self.held
 
-    def parts(self) -> Iterator[Part]:
-        for sheet in self.sheets():
-            yield from reversed(sheet.parts)
-
-    def _sheets(self) -> Iterator[Sheet]:
-        joints: list[Joint] = []
-        size = 0
-        for joint in self._joints():
-            if joints and size + joint.size > SHEET:
-                yield _as_one(joints)
-                joints, size = [], 0
-            joints.append(joint)
-            size += joint.size
-        if joints:
-            yield _as_one(joints)
-
-    def _joints(self) -> Iterator[Joint]:
-        joint = Joint([])
-        for piece in self._pieces():
-            if joint.pieces and not joint.takes(piece):
-                yield joint
-                joint = Joint([])
-            joint.pieces.append(piece)
-        if joint.pieces:
-            yield joint
-
-    def _pieces(self) -> Iterator[Piece]:
-        """What is left of each part between the nodes, some rows at a time where it is large."""
-        for part in self.whole():
-            rows, columns = _among(part.block.rows, self.nodes), _among(part.sources, self.nodes)
+    def between(self, nodes: Array) -> Iterator[Joint]:
+        """What it has between fewer nodes."""
+        for part in self.parts():
+            rows, columns = _among(part.targets, nodes), _among(part.sources, nodes)
             if len(rows) and len(columns):
-                for some in reversed(rows.split(max(1, SHEET // len(columns)))):
-                    yield Piece(part, some, columns)
+                piece = Piece(part.values, part.targets[rows], rows, columns)
+                yield Joint(part.sources[columns], [piece])
+
+    def _gathered(self) -> Iterator[Part]:
+        """Parts stand one after the other in pieces of memory that are large enough for numpy to
+        ask for large pages: the first touch of small ones costs more than what is done here."""
+        room = np.empty(0, dtype=np.uint8)
+        for joint in _split(self.whole(self.nodes)):
+            size = joint.size * joint.dtype.itemsize
+            if size > len(room):
+                room = np.empty(max(size, ROOM), dtype=np.uint8)
+            yield joint.copied(room[:size])
+            room = room[-(-size // ALIGNED) * ALIGNED :]
 
 
-def _as_one(joints: list[Joint]) -> Sheet:
-    """The sheet of what comes from the top layer down."""
-    values = room_for(sum(joint.size for joint in joints), joints[0].pieces[0].part.block.dtype)
-    parts, start = [], 0
-    for joint in reversed(joints):
-        parts.append(joint.copied(values[start : start + joint.size]))
-        start += joint.size
-    return Sheet(parts, values)
+def _split(joints: Iterable[Joint]) -> Iterator[Joint]:
+    """Some rows at a time where there are more than a part may hold, which no two pieces have."""
+    for joint in joints:
+        step = max(1, LARGEST // len(joint.sources))
+        if joint.height <= step or len(joint.pieces) > 1:
+            yield joint
+            continue
+        piece = joint.pieces[0]
+        for stop in range(joint.height, 0, -step):
+            some = slice(max(0, stop - step), stop)
+            part = replace(piece, targets=piece.targets[some], rows=piece.rows[some])
+            yield Joint(joint.sources, [part])
 
 
-def room_for(size: int, dtype: torch.dtype) -> Float[Tensor, " entry"]:
-    """Memory by numpy, which asks for large pages: the first touch of small ones costs more than
-    what is done here."""
-    return torch.from_numpy(np.empty(size * dtype.itemsize, dtype=np.uint8)).view(dtype)
+def between(rows: EdgeRows, nodes: Array) -> Iterator[Joint]:
+    """What rows have between some nodes, small blocks of a layer joined."""
+    index = rows.index
+    kept = nodes[: index.first_target].nonzero()[0]
+    blocks = sorted(rows.blocks, key=lambda block: (-block.layer, -block.position))
+    for layer, group in groupby(blocks, key=lambda block: block.layer):
+        yield from _joined(index, _Cone.of(index, layer, kept), list(group), nodes)
 
 
-Whole = Callable[[], Iterable[Part]]
+@dataclass(frozen=True, slots=True)
+class _Cone:
+    """Nodes that targets at a layer can receive edges from.
+
+    Attributes:
+        runs: the run of each in the cones of the layer (`NodeIndex.runs`).
+        within: its place in that run.
+    """
+
+    sources: Array
+    positions: Array
+    runs: Array
+    within: Array
+
+    @classmethod
+    def of(cls, index: NodeIndex, layer: int, kept: Array) -> _Cone:
+        """Those of all positions, of some nodes."""
+        layers = index.layers.numpy().take(kept)
+        below = layers < layer
+        sources, layers = kept[below], layers[below]
+        positions = index.positions.numpy().take(sources)
+        runs = np.where(sources < index.n_features, layers, layer + layers)
+        runs[sources >= index.first_embedding] = 2 * layer
+        firsts = index.offsets.take(layers * index.n_positions, mode="clip")
+        within = np.where(sources < index.n_features, sources - firsts, positions)
+        return cls(sources, positions, runs, within)
+
+    def upto(self, position: int) -> _Cone:
+        here = self.positions <= position
+        return _Cone(self.sources[here], self.positions[here], self.runs[here], self.within[here])
 
 
-def whole_of(rows: EdgeRows) -> Iterator[Part]:
-    """All blocks as they are, from the top layer down, positions descending too."""
-    for block in sorted(rows.blocks, key=lambda block: (-block.layer, -block.position)):
-        yield Part(block, rows.columns(block))
+def _joined(index: NodeIndex, cone: _Cone, blocks: list[Block], nodes: Array) -> Iterator[Joint]:
+    """What is left of the blocks of one layer, positions descending."""
+    runs = index.runs(blocks[0].layer, [block.position for block in blocks])
+    joint, here = Joint(cone.sources[:0], []), cone
+    for block, starts in zip(blocks, runs, strict=True):
+        targets = block.rows.numpy()
+        rows = _among(targets, nodes)
+        if joint.pieces and not joint.takes(rows):
+            yield joint
+            joint = Joint(joint.sources, [])
+        if not joint.pieces:
+            here = cone.upto(block.position)
+            joint = Joint(here.sources, [])
+        if len(rows) and len(here.sources):
+            inside = here.positions <= block.position if joint.pieces else None
+            columns = starts.take(here.runs) + here.within
+            values = block if isinstance(block, SparseBlock) else block.values
+            joint.pieces.append(Piece(values, targets[rows], rows, columns, inside))
+    if joint.pieces:
+        yield joint
 
 
-def _among(rows: Int[Tensor, " some"], nodes: Bool[Tensor, " node"]) -> Int[Tensor, " place"]:
+def _among(rows: Array, nodes: Array) -> Array:
     """Places in `rows` of those that are among `nodes`."""
-    return torch.from_numpy(nodes.numpy().take(rows.numpy()).nonzero()[0])
+    return nodes.take(rows).nonzero()[0]

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +32,7 @@ from circuit_tracer.nodes import NodeIndex
 from circuit_tracer.shapes import Float, Int, Tensor
 from circuit_tracer.sparse import SparseBlock
 
+Array = np.ndarray[Any, Any]
 STRIP = 2**17
 """Entries of a block converted to float64 at a time (1 MiB)."""
 ROUNDING = 1e-12
@@ -109,8 +111,9 @@ class Flow:
 
     def shares(self, edges: Edges) -> Float[Tensor, " edge"]:
         """|weight| over the absolute sum of the target's row, float64."""
-        sums = self.absolute.index_select(0, edges.targets)
-        return torch.div(edges.weights.abs(), sums, out=sums)
+        sums = self.absolute.numpy().take(edges.targets.numpy())
+        np.divide(plain(edges.weights), sums, out=sums)  # torch would convert the weights first
+        return torch.from_numpy(np.abs(sums, out=sums))
 
 
 def flow(rows: EdgeRows, weights: Float[Tensor, " target"]) -> Flow:
@@ -122,34 +125,27 @@ def flow(rows: EdgeRows, weights: Float[Tensor, " target"]) -> Flow:
         rows: the edges.
         weights: (n_targets,) how much each target counts, usually its probability.
     """
-    index, mass, blocks = rows.index, _own(rows, weights), rows.descending()
-    dropped = torch.zeros(index.n_layers, dtype=torch.float64)
+    index, blocks = rows.index, rows.descending()
+    mass, dropped = _own(rows, weights).numpy(), np.zeros(index.n_layers)
     row = torch.cat([torch.empty(0, dtype=torch.long), *(block.rows for block in blocks)])
-    by_layer = np.zeros((len(row), index.n_layers))
-    sums, n_edges, start = np.empty(len(row)), 0, 0
-    room = torch.empty(STRIP, dtype=torch.float64)
-    for block in blocks:
-        columns, here = rows.columns(block), mass.index_select(0, block.rows).numpy()
-        sent = torch.zeros(len(columns), dtype=torch.float64)
-        runs = index.runs(block.layer, block.position)
-        for span, absolute in strips(block, room):
-            whole = slice(start + span.start, start + span.stop)
-            n_edges += _count(absolute.numpy())
-            parts = np.add.reduceat(absolute.numpy(), runs[1], axis=1)
-            parts.sum(1, out=sums[whole])
-            _add_by_layer(parts, runs[0], block.layer, by_layer[whole])
-            if isinstance(block, SparseBlock):
-                by_layer[whole] += block.dropped[span].numpy()
-                sums[whole] += block.dropped[span].sum(1).numpy()
-            per_unit = torch.from_numpy(here[span] / np.maximum(sums[whole], LEAST))
-            sent.addmv_(absolute.T, per_unit)
-            if isinstance(block, SparseBlock):
-                dropped.addmv_(block.dropped[span].T, per_unit)
-        mass.index_add_(0, columns, sent)
-        start += len(block.rows)
+    by_layer, sums = np.zeros((len(row), index.n_layers)), np.empty(len(row))
+    room, n_edges, stop = np.empty(STRIP), 0, 0
+    for layer, group in groupby(blocks, key=lambda block: block.layer):
+        together = list(group)
+        start, stop = stop, stop + sum(block.shape[0] for block in together)
+        own, parts = mass.take(row.numpy()[start:stop]), by_layer[start:stop]
+        _fill_dropped(together, parts)
+        whole = parts.sum(1, out=sums[start:stop])
+        runs, count = _pass_on(index, together, own, whole, mass, room)
+        n_edges += count
+        dropped += (own / np.maximum(whole, LEAST)) @ parts
+        parts[:, :layer] += runs[:, :layer] + runs[:, layer:-1]
+        parts[:, 0] += runs[:, -1]
     mass[index.first_target :] = 0.0
-    absolute = torch.zeros_like(mass).index_copy_(0, row, torch.from_numpy(sums))
-    return Flow(mass, absolute, row, torch.from_numpy(by_layer), dropped, n_edges)
+    absolute = np.zeros(len(index))
+    absolute[row.numpy()] = sums
+    found = [torch.from_numpy(part) for part in (mass, absolute, by_layer, dropped)]
+    return Flow(found[0], found[1], row, found[2], found[3], n_edges)
 
 
 def influence(rows: EdgeRows, weights: Float[Tensor, " target"]) -> Float[Tensor, " node"]:
@@ -206,10 +202,10 @@ def cumulative(influence: Float[Tensor, " node"]) -> Float[Tensor, " node"]:
     return result
 
 
-def strips(
-    block: Block, room: Float[Tensor, " entry"] | None = None
-) -> Iterator[tuple[slice, Float[Tensor, "target source"]]]:
+def strips(block: Block, room: Array | None = None) -> Iterator[tuple[slice, Array]]:
     """|values| of a block in float64, a strip of rows at a time; each overwrites the last.
+
+    By numpy: between strips that fill the cache its small steps cost a third of torch's.
 
     Args:
         room: where to, for many blocks one after the other; used where a row fits.
@@ -217,12 +213,23 @@ def strips(
     n_rows, n_columns = block.shape
     step = max(1, min(n_rows, STRIP // max(1, n_columns)))
     if room is None or len(room) < step * n_columns:
-        room = torch.empty(step * n_columns, dtype=torch.float64)
-    room = room[: step * n_columns].view(step, n_columns)
+        room = np.empty(step * n_columns)
+    room = room[: step * n_columns].reshape(step, n_columns)
+    values = None if isinstance(block, SparseBlock) else plain(block.values)
     for start in range(0, n_rows, step):
         span = slice(start, min(start + step, n_rows))
-        block.fill(span, room[: span.stop - start])
-        yield span, room[: span.stop - start].abs_()
+        some = room[: span.stop - start]
+        if values is None:
+            block.fill(span, torch.from_numpy(some))
+            np.abs(some, out=some)
+        else:
+            np.abs(values[span], out=some)
+        yield span, some
+
+
+def plain(values: Float[Tensor, "..."]) -> Array:
+    """As numpy holds them, which knows no bfloat16."""
+    return (values.float() if values.dtype == torch.bfloat16 else values).cpu().numpy()
 
 
 def _own(rows: EdgeRows, weights: Float[Tensor, " target"]) -> Float[Tensor, " node"]:
@@ -238,20 +245,79 @@ def _own(rows: EdgeRows, weights: Float[Tensor, " target"]) -> Float[Tensor, " n
     return own
 
 
-def _count(absolute: np.ndarray[Any, Any]) -> int:
+def _fill_dropped(blocks: list[Block], parts: Array) -> None:
+    """Put what was dropped of the rows of some blocks, by layer, where there is zero."""
+    stop = 0
+    for block in blocks:
+        start, stop = stop, stop + block.shape[0]
+        if isinstance(block, SparseBlock):
+            parts[start:stop] = block.dropped.numpy()
+
+
+def _pass_on(
+    index: NodeIndex, blocks: list[Block], own: Array, sums: Array, mass: Array, room: Array
+) -> tuple[Array, int]:
+    """The blocks of one layer: what has arrived at their targets arrives at their sources.
+
+    Args:
+        own: (targets,) what has arrived.
+        sums: (targets,) what was dropped of each row; the sum of what is there is added.
+        mass: (n_nodes,) where what is sent is added.
+        room: for `strips`.
+
+    Returns:
+        (targets, runs): sums of each row over the runs of its cone (`NodeIndex.runs`); and how
+        many edges are not zero.
+    """
+    layer, n_edges, stop = blocks[0].layer, 0, 0
+    runs = index.runs(layer, [block.position for block in blocks])
+    parts, empty = np.empty((len(own), 2 * layer + 1)), runs[:, 1:] == runs[:, :-1]
+    sources = _Sources(index, layer, mass)
+    for block, starts, lacking in zip(blocks, runs[:, :-1], empty, strict=True):
+        sent = room[:0]
+        for span, absolute in strips(block, room):
+            start, stop = stop, stop + len(absolute)
+            n_edges += _count(absolute)
+            here = np.add.reduceat(absolute, starts, axis=1, out=parts[start:stop])
+            if lacking.any():
+                here[:, lacking] = 0.0  # where `reduceat` has put the entry that follows
+            whole = sums[start:stop]
+            whole += np.add.reduce(here, 1)
+            per_unit = own[start:stop] / np.maximum(whole, LEAST)
+            some = np.einsum("t,ts->s", per_unit, absolute)
+            sent = sent + some if span.start else some
+        sources.add(sent, starts.tolist(), block.position)
+    return parts, n_edges
+
+
+class _Sources:
+    """What has arrived at the nodes that targets at a layer receive edges from, run by run: adding
+    to views of it costs less than adding by a list of columns."""
+
+    def __init__(self, index: NodeIndex, layer: int, mass: Array) -> None:
+        firsts = index.offsets[: layer * index.n_positions : index.n_positions]
+        self.features = [mass[first:] for first in firsts.tolist()]
+        errors = mass[index.first_error : index.first_embedding]
+        self.errors = errors.reshape(index.n_layers, -1)[:layer]
+        self.embeddings = mass[index.first_embedding :]
+
+    def add(self, sent: Array, starts: list[int], position: int) -> None:
+        """Add what the targets at a position send, given where its runs start."""
+        for features, start, stop in zip(self.features, starts, starts[1:], strict=False):
+            here = features[: stop - start]
+            here += sent[start:stop]
+        start, stop = starts[len(self.errors)], starts[-1]
+        errors, embeddings = self.errors[:, : position + 1], self.embeddings[: position + 1]
+        errors += sent[start:stop].reshape(errors.shape)
+        embeddings += sent[stop:]
+
+
+def _count(absolute: Array) -> int:
     """Entries that are not zero; where none is, the least says so at half the cost of counting."""
-    if absolute.size and absolute.min() > 0:
-        return absolute.size
-    return int(np.count_nonzero(absolute))
-
-
-def _add_by_layer(
-    sums: np.ndarray[Any, Any], layers: list[int], below: int, found: np.ndarray[Any, Any]
-) -> None:
-    """Sort sums over the runs of a cone (`NodeIndex.runs`) by the layer of the source."""
-    found[:, layers] = sums[:, : len(layers)]
-    found[:, :below] += sums[:, len(layers) : -1]
-    found[:, 0] += sums[:, -1]
+    flat = absolute.reshape(-1)
+    if len(flat) and np.minimum.reduce(flat) > 0:
+        return len(flat)
+    return int(np.count_nonzero(flat))
 
 
 def _along(

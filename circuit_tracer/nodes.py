@@ -9,10 +9,10 @@ layer; `NodeIndex.cone` spells it out, and rows are stored over their cone alone
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -115,6 +115,11 @@ class NodeIndex:
         wanted = torch.arange(self.n_layers * self.n_positions + 1)
         return torch.searchsorted(cells.contiguous(), wanted).tolist()
 
+    @cached_property
+    def offsets(self) -> np.ndarray[Any, Any]:
+        """Row of the first feature at or after layer * n_positions + position; the end is last."""
+        return np.array(self._starts)
+
     def feature_rows(self, layer: int, first: int = 0, stop: int | None = None) -> range:
         """Rows of the features of `layer` at positions first ≤ position < stop (default: all)."""
         stop = self.n_positions if stop is None else stop
@@ -203,19 +208,19 @@ class NodeIndex:
         runs += [errors[:layer, :stop].ravel(), embeddings]
         return torch.from_numpy(np.concatenate(runs))
 
-    def runs(self, layer: int, position: int) -> tuple[list[int], list[int]]:
-        """Where the contiguous runs of a cone start among its columns.
+    def runs(self, layer: int, positions: Sequence[int]) -> np.ndarray[Any, Any]:
+        """Where the contiguous runs of cones start among their columns; a run may be empty.
 
         Returns:
-            (layers, starts): the layers below that have features there, and the starts of a run
-            for each of them, then of one for the errors of every layer below, then of embeddings.
+            (positions, 2 * layer + 2): starts of the features of every layer below, of the errors
+            of every layer below, of the embeddings; and the end.
         """
-        firsts, stop = self._starts[:: self.n_positions], position + 1
-        ends = self._starts[stop :: self.n_positions]
-        sizes = [end - first for first, end in zip(firsts, ends, strict=False)][:layer]
-        layers = [below for below, size in enumerate(sizes) if size]
-        sizes = [size for size in sizes if size] + [stop] * layer
-        return layers, list(accumulate(sizes, initial=0))
+        firsts = np.arange(0, layer * self.n_positions, self.n_positions)
+        stops = np.array(positions)[:, None] + 1
+        found = np.zeros((len(positions), 2 * layer + 2), dtype=np.int64)
+        found[:, 1 : layer + 1] = self.offsets[firsts + stops] - self.offsets[firsts]
+        found[:, layer + 1 :] = stops
+        return found.cumsum(axis=1, out=found)
 
     @cached_property
     def _rows(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

@@ -12,16 +12,17 @@ like everything pruned its mass is merged into the error of its layer and positi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 
-from circuit_tracer.cut import Cut, Sheet, Whole, room_for, whole_of
+from circuit_tracer.cut import LARGEST, Cut, Part, Whole, between, bits
 from circuit_tracer.edges import EdgeRows
 from circuit_tracer.errors import InputError
-from circuit_tracer.influence import LEAST, Edges, influence
+from circuit_tracer.influence import LEAST, Array, Edges, influence, plain
 from circuit_tracer.shapes import Bool, Float, Int, Tensor
 from circuit_tracer.threshold import bracketed, cutoff
 
@@ -29,6 +30,9 @@ NODES = 0.8
 EDGES = 0.98
 SMALLEST = 5e-324
 """The smallest score that is not zero."""
+TIED = 1 - 1e-12
+"""Scores this near a threshold have reached it. What passes along the only edge into a node and
+along the only one out of it is the same, but not to the last bit."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,11 +103,11 @@ def prune(
         candidates = torch.zeros(len(rows.index), dtype=torch.bool)
         candidates[ranked[:count]] = True
         candidates[inner:] = True
-        cut = Cut(whole, candidates)
+        cut = Cut(whole, candidates.numpy(), dtype)
         strong = _strong(rows, weights, cut, edges, max_edges)
         return _connected(rows, candidates, strong), cut
 
-    whole = partial(whole_of, rows)
+    whole, dtype = partial(between, rows), rows.blocks[0].dtype if rows.blocks else torch.float32
     if max_nodes is None or len(ranked) <= max_nodes:
         kept = keep(len(ranked), whole)[0]
     else:
@@ -113,7 +117,7 @@ def prune(
 
 def _ranked(rows: EdgeRows, found: Float[Tensor, " node"], share: float) -> Int[Tensor, " node"]:
     """Expanded features and errors above the threshold on nodes, most influential first."""
-    index, threshold = rows.index, cutoff(lambda: [found], share)
+    index, threshold = rows.index, TIED * cutoff(lambda: [found], share)
     inner = found[: index.first_embedding]
     good = (inner >= threshold) & (inner > 0)
     expanded = torch.zeros(len(index), dtype=torch.bool)
@@ -143,7 +147,7 @@ def _largest(
             low, best, step = middle, tried, 2 * step
         else:
             high = middle
-            whole = whole if cut.held is None else cut.parts
+            whole = whole if cut.held is None else cut.between
     return best
 
 
@@ -155,77 +159,74 @@ def _strong(
     max_edges: int | None,
 ) -> Edges:
     """The edges of a cut along which the most influence passes, renormalised to it."""
-    mass = torch.zeros(len(rows.index), dtype=torch.float64)
-    mass[rows.index.first_target :] = weights.double()
-    scored = _scored(cut, mass)
-    bracket = bracketed((scores for _, scores in scored()), share, max_edges)
-    low = bracket.capped
-    if low <= bracket.low:
-        low = bracket.settle(torch.cat([mass[:0], *(bracket.within(s) for _, s in scored())]))
-    strong, strength = _at_least(max(low, SMALLEST), scored(), max_edges is not None)
-    if max_edges is not None and len(strength) > max_edges:
-        strong = _at(strong, strength.topk(max_edges).indices.sort().values)
-    return strong
+    mass, per_unit = np.zeros((2, len(rows.index)))
+    mass[rows.index.first_target :] = weights.numpy()
+    bracket = bracketed(_passing(cut, mass, per_unit), share, max_edges)
+    low, picked, undecided = max(TIED * bracket.low, bracket.capped, SMALLEST), [], []
+    for part, scores in _magnitudes(cut):
+        scores *= per_unit.take(part.targets)[:, None]
+        places = (scores.reshape(-1) >= low).nonzero()[0]
+        found = scores.take(places)
+        some = (found < bracket.high).nonzero()[0]
+        picked.append(places)
+        undecided.append((some, found[some]))
+    if bracket.capped <= bracket.low:
+        low = TIED * bracket.settle(
+            torch.from_numpy(np.concatenate([mass[:0], *(s for _, s in undecided)]))
+        )
+        for number, (some, found) in enumerate(undecided):
+            picked[number] = np.delete(picked[number], some[found < low])
+    return _strongest(_written(cut, picked), per_unit, max_edges)
 
 
-def _scored(
-    cut: Cut, mass: Float[Tensor, " node"]
-) -> Callable[[], Iterable[tuple[Sheet, Float[Tensor, " entry"]]]]:
-    """What passes along the edges of a cut, renormalised to it, a sheet at a time.
+def _magnitudes(cut: Cut) -> Iterator[tuple[Part, Array]]:
+    """Parts of a cut with their |values| in float64, which those of the next overwrite."""
+    room = np.empty(LARGEST)
+    for part in cut.parts():
+        size = part.values.numel()
+        if size > len(room):
+            room = np.empty(size)
+        absolute = room[:size].reshape(part.values.shape)
+        yield part, np.abs(plain(part.values), out=absolute)
+
+
+def _passing(cut: Cut, mass: Array, per_unit: Array) -> Iterator[Float[Tensor, " entry"]]:
+    """What passes along the edges of a cut, renormalised to it, a part at a time.
 
     Args:
         mass: (n_nodes,) what each node counts by itself; what arrives is added.
-
-    Returns:
-        a pass over the sheets, from the top layer down; scores of a sheet that is not the only
-        one are overwritten by those of the next.
+        per_unit: (n_nodes,) where is put what passes along an edge of each target by its |value|.
     """
-    factors: list[Tensor] = []
-    room, n_sheets = torch.empty(0, dtype=torch.float64), 0
-    for sheet in cut.sheets():
-        if len(sheet.values) > len(room):
-            room = room_for(len(sheet.values), torch.float64)
-        for part, scores in sheet.spread(room):
-            scores.copy_(part.block.values).abs_()
-            factor = mass.index_select(0, part.block.rows)
-            factor.div_(scores.sum(1).clamp_(min=LEAST))
-            mass.index_add_(0, part.sources, torch.mv(scores.T, factor))
-            factors.append(factor[:, None])
-            scores.mul_(factors[-1])
-        n_sheets += 1
-    if n_sheets == 1:
-        only = [(sheet, room)]
-        return lambda: only
-
-    def again() -> Iterator[tuple[Sheet, Float[Tensor, " entry"]]]:
-        known = iter(factors)
-        for sheet in cut.sheets():
-            for part, scores in sheet.spread(room):
-                scores.copy_(part.block.values).abs_().mul_(next(known))
-            yield sheet, room[: len(sheet.values)]
-
-    return again
+    for part, scores in _magnitudes(cut):
+        factors = mass.take(part.targets) / np.maximum(scores.sum(1), LEAST)
+        mass[part.sources] += np.einsum("t,ts->s", factors, scores)
+        per_unit[part.targets] = factors
+        scores *= factors[:, None]
+        yield torch.from_numpy(scores)
 
 
-def _at_least(
-    low: float, scored: Iterable[tuple[Sheet, Float[Tensor, " entry"]]], telling: bool
-) -> tuple[Edges, Float[Tensor, " edge"]]:
-    """Edges with a score from `low` up, by target and source; and their scores where `telling`."""
-    pieces = []
-    for sheet, scores in scored:
-        places = (scores.numpy() >= low).nonzero()[0]
-        strength = torch.from_numpy(scores.numpy().take(places if telling else places[:0]))
-        pieces.append((*sheet.edges(places), strength))
-    if not pieces:
-        none = torch.empty(0, dtype=torch.long)
-        return Edges(none, none, none.float()), none.double()
-    columns = zip(*reversed(pieces), strict=True)
-    targets, sources, weights, strength = pieces[0] if len(pieces) == 1 else map(torch.cat, columns)
+def _written(cut: Cut, picked: list[Array]) -> Edges:
+    """The edges at some places of each part, by target and source."""
+    stop = sum(map(len, picked))
+    ends, weights = np.empty((2, stop), dtype=np.int64), torch.empty(stop, dtype=cut.dtype)
+    columns = *ends, bits(weights)
+    for part, places in zip(cut.parts(), picked, strict=True):
+        start = stop - len(places)
+        part.write(places, *(column[start:stop] for column in columns))
+        stop = start
+    targets, sources = torch.from_numpy(ends)
     if (targets[1:] < targets[:-1]).any():  # targets at several positions take turns
         order = targets.argsort(stable=True)
         targets, sources, weights = (a[order] for a in (targets, sources, weights))
-        strength = strength[order] if telling else strength
-    return Edges(targets, sources, weights), strength
+    return Edges(targets, sources, weights)
+
+
+def _strongest(edges: Edges, per_unit: Array, most: int | None) -> Edges:
+    """At most so many of them, by what passes along each."""
+    if most is None or len(edges.weights) <= most:
+        return edges
+    strength = torch.from_numpy(plain(edges.weights) * per_unit.take(edges.targets.numpy()))
+    return _at(edges, strength.abs_().topk(most).indices.sort().values)
 
 
 def _connected(rows: EdgeRows, nodes: Bool[Tensor, " node"], edges: Edges) -> _Outcome:

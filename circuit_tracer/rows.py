@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from circuit_tracer.edges import Block, EdgeRows, RowBlock
@@ -178,12 +179,13 @@ class Rows:
 
     def _pass_on(self, block: RowBlock) -> None:
         """Send the influence of a block's targets, complete by now, to their sources."""
-        sent = torch.zeros(block.values.shape[1], dtype=torch.float64)
+        mass = (self.influence[block.rows] + self.weights[block.rows]).numpy()
+        sent = np.zeros(block.shape[1])
         for span, absolute in strips(block):
-            targets, sums = block.rows[span], absolute.sum(1)
-            mass = self.influence[targets] + self.weights[targets]
-            sent.addmv_(absolute.T, mass / sums.clamp(min=LEAST))
-        self.influence.index_add_(0, self.index.cone(block.layer, block.position), sent)
+            per_unit = mass[span] / np.maximum(absolute.sum(1), LEAST)
+            sent += np.einsum("t,ts->s", per_unit, absolute)
+        columns = self.index.cone(block.layer, block.position)
+        self.influence.index_add_(0, columns, torch.from_numpy(sent))
 
     def edges(self) -> EdgeRows:
         """Everything that came in. Blocks of one site that were split are joined again; sparse

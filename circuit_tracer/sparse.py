@@ -178,9 +178,9 @@ def _by_layer(
     dtype: torch.dtype,
 ) -> Float[Tensor, "target layer"]:
     """Sums by the layer of the source."""
-    layers, starts = index.runs(layer, position)
+    starts = index.runs(layer, [position])[0].tolist()
+    runs = [*range(layer), *range(layer), 0]
     sums = absolute.new_zeros(len(absolute), index.n_layers, dtype=dtype)
-    runs = [*layers, *range(layer), 0]
-    for below, first, stop in zip(runs, starts, [*starts[1:], absolute.shape[1]], strict=True):
+    for below, first, stop in zip(runs, starts, starts[1:], strict=False):
         sums[:, below] += absolute[:, first:stop].sum(1, dtype=dtype)
     return sums

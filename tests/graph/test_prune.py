@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,8 +12,10 @@ from hypothesis import strategies as st
 from circuit_tracer import cut
 from circuit_tracer import influence as influence_module
 from circuit_tracer import threshold as threshold_module
+from circuit_tracer.edges import EdgeRows
 from circuit_tracer.errors import InputError
 from circuit_tracer.influence import influence, scores
+from circuit_tracer.nodes import NodeIndex
 from circuit_tracer.prune import prune
 from circuit_tracer.threshold import cutoff
 
@@ -94,6 +98,23 @@ def test_ties_are_kept_together(toy):
     assert int(kept.nodes[:8].sum()) in (0, 8)
 
 
+def test_the_only_edges_into_and_out_of_a_node_are_kept_together():
+    """An embedding to a feature to the target: the same passes along both, but for the rounding of
+    sums and shares. A threshold between the two would cut the path, then drop the feature."""
+    index = NodeIndex(torch.tensor([[0, 1, 0]]), 1, 2, torch.tensor([1]))
+    target, embeddings = len(index) - 1, (index.embedding_row(0), index.embedding_row(1))
+    path = {(0, embeddings[0]), (target, 0)}
+    ends = torch.tensor([[0, embeddings[0]], [target, 0], [target, embeddings[1]]])
+    draw = torch.Generator().manual_seed(5)
+    for _ in range(60):
+        weights = torch.randn(3, generator=draw)
+        rows = EdgeRows.from_edges(index, *ends.T, weights, torch.tensor([0]))
+        shares = weights[1:].abs().double() / weights[1:].abs().double().sum()
+        past_one = float((shares[0] + shares[1] * (shares[1] > shares[0])) / (1 + shares[0]))
+        kept = prune(rows, torch.tensor([0.7]), 1.0, past_one - 1e-9)
+        assert path <= set(zip(*(a.tolist() for a in kept.edges[:2]), strict=True))
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(0, 2**20), min_size=1, max_size=60), st.floats(0, 1), st.integers(1, 7))
 def test_cutoff_is_what_a_sort_gives(numbers, share, pieces):
@@ -173,7 +194,7 @@ def test_how_blocks_are_held_and_laid_out_changes_nothing(toy, seed, nodes, edge
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(influence_module, "STRIP", 1)
         patch.setattr(threshold_module, "STRIP", 1)
-        patch.setattr(cut, "SHEET", 1)
+        patch.setattr(cut, "LARGEST", 1)
         patch.setattr(cut, "JOINED", 0)
         patch.setattr(cut, "HELD", 0)
         other = prune(graph.edges, graph.weights, nodes, edges, cap, found=found)
@@ -237,6 +258,26 @@ def test_pruned_mass_is_merged_into_errors(toy, seed, nodes, edges):
     assert found.unexpanded_share == 0
     if nodes == edges == 1 and graph.scores.unexpanded_share == 0:
         assert found.pruned_share == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rows_of_low_precision_are_pruned_like_the_same_numbers(toy, dtype):
+    graph = toy(4, n_features=60)
+    low, exact = (
+        replace(
+            graph.edges,
+            blocks=tuple(
+                replace(block, values=block.values.to(dtype).to(kind))
+                for block in graph.edges.blocks
+            ),
+        )
+        for kind in (dtype, torch.float64)
+    )
+    kept, wanted = (prune(rows, graph.weights, 0.8, 0.9) for rows in (low, exact))
+    assert torch.equal(kept.nodes, wanted.nodes)
+    assert kept.edges.weights.dtype == dtype
+    for one, same in zip(kept.edges, wanted.edges, strict=True):
+        assert torch.equal(one.double(), same.double())
 
 
 def test_pruning_needs_sensible_words(toy):
