@@ -10,6 +10,7 @@ much room there is (`meeting`): on short prompts it saves a third of all operati
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,30 +18,24 @@ import torch
 from circuit_tracer.local import Local
 from circuit_tracer.models.adapter import Adapter
 from circuit_tracer.nodes import NodeIndex
-from circuit_tracer.shapes import Float, Tensor
+from circuit_tracer.shapes import Float, Int, Tensor
 
 ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 28}
-"""Elements that what is carried up may take; twice as many while it is put in order."""
-
-Standing = list[Float[Tensor, "source d_model"]]
-"""What sources of one kind and layer add at each position: those at positions up to it, in their
-order."""
+"""Elements that what is carried up may take."""
 
 
 class Carried(NamedTuple):
-    """What sources below the attention of a layer add to the residual stream right after it.
+    """What lies below the attention of a layer, as it stands right after it.
 
     Attributes:
-        features: a layer below, its features.
-        errors: a layer below, its errors.
-        embeddings: the token embeddings.
-        constants: (position, 3, d_model): bias, ignored and positional terms.
+        standing: a position, (3 + sources, d_model): what adds to the residual stream there. First
+            the constants, bias, ignored and positional; then the sources at positions up to it.
+        rows: node rows of all sources, in that order: by position. So a position has the first of
+            them.
     """
 
-    features: list[Standing]
-    errors: list[Standing]
-    embeddings: Standing
-    constants: Float[Tensor, "position 3 d_model"]
+    standing: list[Float[Tensor, "source d_model"]]
+    rows: Int[Tensor, " source"]
 
 
 def carry_up(local: Local, index: NodeIndex, layer: int) -> Carried:
@@ -49,50 +44,70 @@ def carry_up(local: Local, index: NodeIndex, layer: int) -> Carried:
     Args:
         layer: the layer; only 0 where transcoders have skips.
     """
-    forward, positions = local.forward, local.n_positions
-    features: list[list[Tensor]] = []
-    errors: list[list[Tensor]] = []
-    embeddings = [forward.tokens[at][None, None] for at in range(positions)]
-    zero = torch.zeros_like(forward.positional)
-    constants = torch.stack([zero, zero, forward.positional])
-    for below in range(layer + 1):
-        attend = _Attention(local, below)
-        for kind in (*features, *errors, embeddings):
-            for at, vectors in enumerate(kind):
-                kind[at] = attend(vectors, at)
-        constants = attend(constants, 0)
-        if below == layer:
-            break
-        constants[0] += local.attention_constants[below] + local.constants[below]
-        constants[1] += local.ignored[below]
-        errors.append([local.errors[below, at][None, None] for at in range(positions)])
-        features.append([])
+    positions, width = local.n_positions, local.adapter.d_model
+    attention = [_Attention(local, below) for below in range(layer + 1)]
+    rows = [_rows(index, layer, at) for at in range(positions)]
+    ends = [3, *(3 + sum(map(len, rows[: at + 1])) for at in range(positions))]
+    standing = [local.errors.new_empty(end, width) for end in ends[1:]]
+    for at, there in enumerate(_constants(local, attention).unbind(1)):
+        standing[at][:3] = there
+    for at in range(positions):
+        later = _sources(local, index, attention, at).unbind(1)
+        for place, there in enumerate(later, at):
+            standing[place][ends[at] : ends[at + 1]] = there
+    return Carried(standing, torch.cat(rows))
+
+
+def _rows(index: NodeIndex, layer: int, at: int) -> Int[Tensor, " source"]:
+    """Node rows of the sources at a position that lie below the attention of a layer."""
+    found = [torch.tensor([index.first_embedding + at])]
+    for below in range(layer):
+        features = index.feature_rows(below, at, at + 1)
+        found.append(torch.tensor([index.error_row(below, at), *features]))
+    return torch.cat(found)
+
+
+def _constants(
+    local: Local, attention: Sequence[_Attention]
+) -> Float[Tensor, "3 position d_model"]:
+    """Bias, ignored and positional terms."""
+    positional = local.forward.positional
+    found = torch.stack([torch.zeros_like(positional), torch.zeros_like(positional), positional])
+    for below, attend in enumerate(attention):
+        if below:
+            found[0] += local.attention_constants[below - 1] + local.constants[below - 1]
+            found[1] += local.ignored[below - 1]
+        found = attend(found, 0)
+    return found
+
+
+def _sources(
+    local: Local, index: NodeIndex, attention: Sequence[_Attention], at: int
+) -> Float[Tensor, "source later d_model"]:
+    """What the sources at a position add at it and later, in the order of `_rows`."""
+    found = attention[0](local.forward.tokens[at][None, None], at)
+    first: list[int] = []  # feature of each layer
+    for below, attend in enumerate(attention[1:]):
+        first.append(len(found) + 1)
         for source in local.transcoders.writers(below):
-            starts, writes = index.starts(source), local.writes(source, below)
-            parts = [writes[a:b, None] for a, b in zip(starts, starts[1:], strict=False)]
+            a, b = index.starts(source)[at : at + 2]
+            writes = local.writes(source, below)[a:b]
             if source == below:
-                features[source] = parts
-                continue
-            for at, part in enumerate(parts):
-                features[source][at][:, :1] += part
-    return Carried(
-        [_standing(features.pop(0)) for _ in range(layer)],
-        [_standing(errors.pop(0)) for _ in range(layer)],
-        _standing(embeddings),
-        constants.transpose(0, 1).contiguous(),
-    )
+                fresh = torch.cat([local.errors[below, at][None], writes])
+            else:
+                found[first[source] : first[source] + b - a, 0] += writes
+        found = torch.cat([attend(found, at), attend(fresh[:, None], at)])
+    return found
 
 
 class _Attention:
     """One frozen attention step on what sources add, with what they had added before."""
 
     def __init__(self, local: Local, layer: int):
-        block, self.pattern = local.adapter.blocks[layer], local.patterns[layer]
-        adapter = local.adapter
-        self.groups = adapter.heads // adapter.kv_heads
-        self.kv, self.size, self.width = adapter.kv_heads, adapter.head_dim, adapter.d_model
-        self.value = block.value.view(self.width, -1)
-        self.output = block.output.view(-1, self.width)
+        block, adapter = local.adapter.blocks[layer], local.adapter
+        self.pattern, self.kv, self.size = local.patterns[layer], adapter.kv_heads, adapter.head_dim
+        self.value = block.value.view(adapter.d_model, -1)
+        self.output = block.output.view(-1, adapter.d_model)
 
     def __call__(
         self, vectors: Float[Tensor, "source position d_model"], first: int
@@ -100,27 +115,14 @@ class _Attention:
         """Vectors at the positions from `first` on, as many as they have; after it, at all."""
         sources, here, _ = vectors.shape
         read = (vectors @ self.value).view(sources, here, self.kv, self.size)
-        by_head = read.repeat_interleave(self.groups, dim=2).permute(2, 1, 0, 3)
+        read = read.permute(2, 1, 0, 3).reshape(self.kv, here, sources * self.size)
         pattern = self.pattern[:, first:, first : first + here]
-        mixed = torch.bmm(pattern, by_head.reshape(len(pattern), here, sources * self.size))
-        later = mixed.shape[1]
-        heads = mixed.view(len(pattern), later, sources, self.size).permute(2, 1, 0, 3)
+        later = pattern.shape[1]
+        mixed = torch.bmm(pattern.reshape(self.kv, -1, here), read)
+        heads = mixed.view(self.kv, -1, later, sources, self.size).permute(3, 2, 0, 1, 4)
         written = heads.reshape(sources, later, len(self.output)) @ self.output
         written[:, :here] += vectors
         return written
-
-
-def _standing(parts: list[Tensor]) -> Standing:
-    """Sources by their own position, (source, position from there on, d_model), as `Standing`."""
-    return [
-        torch.cat([vectors[:, at - first] for first, vectors in enumerate(parts[: at + 1])])
-        for at in range(len(parts))
-    ]
-
-
-# Where to meet.
-
-Counts = Float[Tensor, "layer position"]
 
 
 def meeting(adapter: Adapter, features: Counts) -> int:

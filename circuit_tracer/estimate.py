@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Literal, NamedTuple
 
 import torch
@@ -151,17 +151,17 @@ class Plan:
         if max_features is None:
             return active
         if max_features != "auto":
-            if max_features < 0:
-                raise InputError(f"max_features must be 0 or more, not {max_features}")
+            if not isinstance(max_features, int) or max_features < 0:
+                raise InputError(f"max_features is 0 or more, None or auto, not {max_features!r}")
             return min(active, max_features)
-        keep = SHARES[-1] if keep_edges == "auto" else checked(keep_edges)
+        shares = (SHARES[0], SHARES[-1]) if keep_edges == "auto" else (checked(keep_edges),)
         rate = matrix_rate(self.device)
 
-        def good(limit: int, slowness: float) -> bool:
+        def good(limit: int, slowness: float, keep: float = shares[-1]) -> bool:
             planned = self._counted(limit, rate, slowness, keep)
             return planned.seconds <= AUTO_SECONDS and self._lacks(planned) is None
 
-        if good(active, CERTAIN):
+        if any(good(active, CERTAIN, keep) for keep in shares):
             return active
         slowness = self._slowness(active, rate)
         return max(1, _largest(lambda limit: good(limit, slowness), active))
@@ -396,11 +396,9 @@ class Plan:
         return max(sweep, memory.forward(adapter, self.positions), apart)
 
     def _carried(self, chunks: Sequence[_Chunk]) -> int:
-        """Elements of what is carried up to where the run's chunks meet it, being put in order."""
+        """Elements of what is carried up to where the run's chunks meet it."""
         meet = max((chunk.meet for chunk in chunks), default=0)
-        if not meet:
-            return 0
-        return 2 * carried.elements(self.local.adapter, self._features, meet)
+        return carried.elements(self.local.adapter, self._features, meet) if meet else 0
 
 
 CUTTING = 4
@@ -440,8 +438,10 @@ def _clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
+@cache
 def matrix_rate(device: torch.device, size: int = 512, repeats: int = 4) -> float:
-    """Measured float32 matrix-product rate in FLOP/s; takes a few milliseconds."""
+    """Measured float32 matrix-product rate in FLOP/s; takes a few milliseconds, once a process:
+    how busy the machine is now, the chunks that are tried tell."""
     a, best = torch.ones(size, size, device=device), float("inf")
     for _ in range(repeats):
         start = _clock(device)

@@ -99,12 +99,14 @@ class Sweep:
         # Without skips the gradient is the same before and after an MLP: one product serves both.
         self.fused = all(skip is None for skip in self.skips)
         self.starts = [index.starts(layer) for layer in range(self.layers)]
-        self.terms = torch.stack([local.constants, local.ignored], dim=1)
+        # What every MLP site has one of a position: its error, and its bias and ignored terms.
+        self.sites = torch.stack([local.errors, local.constants, local.ignored], dim=2)
         if self.fused:
-            self.terms[:, 0] += local.attention_constants
+            self.sites[:, :, 1] += local.attention_constants
         self.parallel = local.adapter.parallel
         elements = local.n_positions**2 * self.width
         self._carried: dict[int, Carried] = {}
+        self._meetings: dict[int, int] = {}
         # A skip beside a parallel attention of layer 0 would be a second way up.
         self.carries_up = elements <= CARRY_UP_ELEMENTS and (self.fused or not self.parallel)
 
@@ -118,14 +120,18 @@ class Sweep:
         """Where to meet when all features up to a layer are targets (`carried`)."""
         if not (self.fused and self.carries_up):
             return 0
-        starts = torch.tensor(self.starts[: layer + 1]).view(layer + 1, -1)
-        return carried.meeting(self.adapter, starts.diff(dim=1).double())
+        if layer not in self._meetings:
+            starts = torch.tensor(self.starts[: layer + 1]).view(layer + 1, -1)
+            self._meetings[layer] = carried.meeting(self.adapter, starts.diff(dim=1).double())
+        return self._meetings[layer]
 
     def buffer(self, name: str, *shape: int) -> Tensor:
         """A reused buffer; its content is whatever was there."""
         size = int(torch.Size(shape).numel())
         if name not in self._buffers or self._buffers[name].numel() < size:
-            self._buffers[name] = self.local.errors.new_empty(size)
+            # Main memory that is not touched is not taken: room to grow leaves no gaps behind.
+            room = 2 if self.local.errors.device.type == "cpu" else 1
+            self._buffers[name] = self.local.errors.new_empty(room * size)
         return self._buffers[name][:size].view(shape)
 
     def weights(self, layer: int) -> tuple[Tensor, Tensor]:
@@ -215,6 +221,8 @@ class Chunk:
             for number in joining:
                 self.attention_from_point(layer, number)
         self.embeddings(entries)
+        if up:
+            self.met(entries)
 
     def _feature_slice(self, layer: int, first: int = 0, stop: int | None = None) -> slice:
         """Where the features of a layer stand in `out`."""
@@ -227,10 +235,6 @@ class Chunk:
         start = self.offsets[-1] + layer * self.span
         return slice(start, start + (self.span if stop is None else stop))
 
-    @property
-    def _embedding_rows(self) -> Tensor:
-        return self.all_out[len(self.all_out) - self.span :]
-
     # At the points where the targets read.
 
     def mlp_at_point(self, layer: int, number: int) -> None:
@@ -241,9 +245,10 @@ class Chunk:
             rows = self.sweep.index.feature_rows(source, p, p + 1)
             first = self.sweep.index.feature_rows(source).start
             writes = local.writes(source, layer)[rows.start - first : rows.stop - first]
-            self.all_out[self._feature_slice(source, p, p + 1), part] += writes @ point
-        self.all_out[self._error_slice(layer)][p, part] += local.errors[layer, p] @ point
-        self.all_sums[:2, part] += self.sweep.terms[layer, :, p] @ point
+            self.all_out[self._feature_slice(source, p, p + 1), part].addmm_(writes, point)
+        found = self.sweep.sites[layer, p] @ point
+        self.all_out[self._error_slice(layer)][p, part].add_(found[0])
+        self.all_sums[:2, part].add_(found[1:])
         if (skip := self.sweep.skips[layer]) is not None:
             self.all_sums[0, part] += local.skip_constant(layer)[p] @ point
             through = local.skip_scale(layer)[p] * (skip.T @ point)
@@ -266,12 +271,10 @@ class Chunk:
         read = torch.matmul(value, read).view(heads, -1)
         weights = pattern[:, p, : p + 1].T
         into = self.all_gradients[:, :, self.slices[number]]
-        if into.is_contiguous():
-            torch.mm(weights, read, out=into[: p + 1].view(p + 1, -1))
-        else:
-            into[: p + 1] = (weights @ read).view(p + 1, *point.shape)
+        found = self.sweep.buffer("mixed", p + 1, read.shape[1])
+        into[: p + 1] = torch.mm(weights, read, out=found).view(p + 1, *point.shape)
         into[p + 1 :] = 0
-        into[p] += point + self.past[number] if self.past else point
+        into[p].add_(point + self.past[number] if self.past else point)
         self.targets = self.slices[number].stop
 
     # At every position.
@@ -283,10 +286,9 @@ class Chunk:
             starts = self.sweep.starts[source][: self.span + 1]
             writes = local.writes(source, layer)[: starts[-1]]
             self.sweep.edge_rows(gradient, writes, starts, out[self._feature_slice(source)])
-        sites = torch.stack([local.errors[layer], *self.sweep.terms[layer]], dim=1)[: self.span]
-        found = torch.bmm(sites, gradient)
-        out[self._error_slice(layer)] += found[:, 0]
-        self.sums[:2] += found[:, 1:].sum(0)
+        found = torch.bmm(self.sweep.sites[layer, : self.span], gradient)
+        out[self._error_slice(layer)].add_(found[:, 0])
+        self.sums[:2].add_(found[:, 1:].sum(0))
         if (skip := self.sweep.skips[layer]) is not None:
             self._add_constant(local.skip_constant(layer))
             scale = local.skip_scale(layer)[: self.span, None, None]
@@ -318,35 +320,37 @@ class Chunk:
             self.beside = None
 
     def embeddings(self, entries: Sequence[tuple[int, bool]]) -> None:
-        """Edges to embeddings, or to all that has been carried up to where gradients end."""
-        below, up = self._embedding_rows, self.sweep.carries_up
+        """Edges to embeddings, where nothing came up to meet the gradients."""
+        below = self.all_out[len(self.all_out) - self.span :]
         tokens, placed = self.local.forward.tokens, self.local.forward.positional
-        if self.targets and up:
-            for position in range(self.span):
-                self._meet(position, self.gradient[position], slice(0, self.targets))
-        elif self.targets:
+        if self.targets and not self.sweep.carries_up:
             below[:, : self.targets] += torch.bmm(tokens[: self.span, None], self.gradient)[:, 0]
             self.sums[2] += torch.bmm(placed[: self.span, None], self.gradient)[:, 0].sum(0)
         for number, group in enumerate(self.groups):
             p, point, part = group.position, self.points[number], self.slices[number]
-            if part.stop > self.targets and up and entries[number][0] == self.meet:
-                self._meet(p, point, part)
-            elif part.stop > self.targets:
+            if part.stop > self.targets and not self._meets(entries[number]):
                 below[p, part] += tokens[p] @ point
                 self.all_sums[2, part] += placed[p] @ point
 
-    def _meet(self, position: int, gradient: Float[Tensor, "d_model target"], part: slice) -> None:
-        """Edges of some targets to what has been carried up, as it stands at one position."""
-        below, into = self.sweep.carried(self.meet), self.all_out[:, part]
-        for layer, features in enumerate(below.features):
-            rows = self._feature_slice(layer, 0, position + 1)
-            into[rows].addmm_(features[position], gradient)
-        for layer, errors in enumerate(below.errors):
-            rows = self._error_slice(layer, position + 1)
-            into[rows].addmm_(errors[position], gradient)
-        embeddings = self._embedding_rows[: position + 1, part]
-        embeddings.addmm_(below.embeddings[position], gradient)
-        self.all_sums[:, part].addmm_(below.constants[position], gradient)
+    def _meets(self, entry: tuple[int, bool]) -> bool:
+        """Whether a group comes in right where something came up to meet it."""
+        return self.sweep.carries_up and entry[0] == self.meet
+
+    def met(self, entries: Sequence[tuple[int, bool]]) -> None:
+        """Edges to all that has been carried up to where gradients end, and its constants."""
+        standing, rows = self.sweep.carried(self.meet)
+        there = standing[self.span - 1]
+        found = self.sweep.buffer("met", len(there), self.all_out.shape[1]).zero_()
+        if self.targets:
+            for vectors, gradient in zip(standing, self.gradient, strict=False):
+                found[: len(vectors), : self.targets].addmm_(vectors, gradient)
+        for number, group in enumerate(self.groups):
+            if self.slices[number].stop > self.targets and self._meets(entries[number]):
+                vectors = standing[group.position]
+                found[: len(vectors), self.slices[number]].addmm_(vectors, self.points[number])
+        self.all_sums += found[:3]
+        places = torch.searchsorted(self.columns, rows[: len(there) - 3])
+        self.all_out.index_add_(0, places.to(found.device), found[3:])
 
     # What came of it.
 
@@ -358,7 +362,7 @@ class Chunk:
             values = self.all_out[:, part]
             if group.position + 1 < self.span or group.layer < self.layer:
                 own = (positions <= group.position) & (layers < group.layer)
-                values = values[own.to(values.device)]
+                values = values.index_select(0, own.nonzero()[:, 0].to(values.device))
             values = values.T.clone(memory_format=torch.contiguous_format)
             yield RowBlock(group.layer, group.position, group.rows, values)
 

@@ -80,9 +80,11 @@ def edge_rows(gradient: Tensor, vectors: Tensor, starts: Sequence[int], out: Ten
         ValueError: shapes that do not belong together.
     """
     check(gradient, vectors, starts, out)
-    for position, (first, stop) in enumerate(zip(starts, starts[1:], strict=False)):
-        if stop > first:
-            out[first:stop].addmm_(vectors[first:stop], gradient[position])
+    counts = [stop - first for first, stop in zip(starts, starts[1:], strict=False)]
+    here = zip(out.split(counts), vectors.split(counts), gradient.unbind(), strict=True)
+    for edges, sources, gradients in here:
+        if len(sources):
+            edges.addmm_(sources, gradients)
 
 
 def gathered_edge_rows(
