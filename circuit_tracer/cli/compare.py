@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +15,14 @@ from circuit_tracer.errors import InputError
 
 if TYPE_CHECKING:
     import circuit_tracer as ct
-    from circuit_tracer.comparing.comparison import SharedFeature
-    from circuit_tracer.comparing.overlap import LayerOverlap, SetOverlap
 
 EPILOG = """\b
 Examples:
   circuit-tracer compare en="The opposite of small is" fr="Le contraire de petit est" \\
       zh="小的反义词是" -o languages.html
   circuit-tracer compare en=en.safetensors fr=fr.safetensors
+  circuit-tracer compare en="The opposite of small is" fr="Le contraire de petit est" \\
+      --target en=" large" --target fr=" grand"
   circuit-tracer compare plt="The opposite of small is" clt="The opposite of small is" \\
       --transcoders plt=plt --transcoders clt=clt --match decoder
 """
@@ -56,6 +57,42 @@ GRAPHS = (".safetensors", ".json")
     multiple=True,
     metavar="[NAME=]ID|DIR",
     help="Its transcoders, or those of each name.",
+)
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="[NAME=]TOKEN",
+    help="An output token to explain, or one for each name; give it again for more.  [default: the "
+    "likeliest]",
+)
+@click.option(
+    "--answer",
+    "answers",
+    multiple=True,
+    metavar="[NAME=]TEXT",
+    help="Explain every token of this answer, or of that of each name.",
+)
+@click.option(
+    "--ignore-positions",
+    "ignored",
+    multiple=True,
+    metavar="[NAME=]bos|special|none|N,N…",
+    help="Positions whose features and errors are left out.  [default: bos]",
+)
+@click.option(
+    "--max-features",
+    "limits",
+    multiple=True,
+    metavar="[NAME=]N|all|auto",
+    help="Features to expand, the most influential first.  [default: auto]",
+)
+@click.option(
+    "--chat",
+    "chats",
+    multiple=True,
+    metavar="NAME|all",
+    help="The prompt of this name is what a user says: put it into the tokenizer's chat template.",
 )
 @click.option(
     "--match",
@@ -114,7 +151,12 @@ def compare(**given: Any) -> None:
     wanted = given["json_path"]
     if wanted is not None and destinations.put_json(wanted, found.payload()):
         return
-    click.echo(found.summary() if given["quiet"] else text(found, given["count"]))
+    if given["quiet"]:
+        click.echo(found.summary())
+    else:
+        from circuit_tracer.cli.compared import text
+
+        click.echo(text(found, given["count"]))
     if given["output"] is not None and not given["quiet"]:
         kind = "picture" if is_picture(given["output"]) else "page   "
         click.echo(f"\n{kind}   {destinations.said(given['output'])}")
@@ -151,6 +193,7 @@ def check(given: dict[str, Any], prompts: list[tuple[str, str]]) -> None:
         raise InputError("--pages are written beside the page: give -o FILE.html")
     if given["no_baseline"] and given["corpus"] is not None:
         raise InputError("--no-baseline leaves the corpus out: give one or the other")
+    settings(given, prompts)
 
 
 def run(
@@ -173,6 +216,7 @@ def run(
         rows=given["rows"],
         progress=report,
         labels=labels,
+        **settings(given, prompts),
     )
 
 
@@ -189,117 +233,98 @@ def load(
     sets = each(given["sets"], names, "--transcoders")
     loaded: dict[tuple[str | None, str | None], ct.ReplacementModel] = {}
     for name in names:
-        pair = models[name], sets[name]
+        pair = models.get(name), sets.get(name)
         if pair not in loaded:
             asked = {**given, "model": pair[0], "transcoders": pair[1]}
             loaded[pair] = options.load(asked, report)
-    return {name: loaded[models[name], sets[name]] for name in names}
+    return {name: loaded[models.get(name), sets.get(name)] for name in names}
 
 
-def each(words: tuple[str, ...], names: list[str], option: str) -> dict[str, str | None]:
-    """What an option says for each name: `NAME=VALUE`, or a value for all others."""
-    found: dict[str, str | None] = {}
-    rest = None
+def settings(given: dict[str, Any], prompts: list[tuple[str, str]]) -> dict[str, Any]:
+    """What `ct.compare` is told of single prompts, by setting and name; empty ones left out."""
+    names = [name for name, _ in prompts]
+    traced = [name for name, value in prompts if not is_graph(value)]
+
+    def said(words: tuple[str, ...], option: str, read: Callable[[str], Any]) -> dict[str, Any]:
+        found = each(words, names, option, traced)
+        return {name: read(word) for name, word in found.items()}
+
+    found: dict[str, dict[str, Any]] = {
+        "targets": {
+            name: [utf8(word, "a target") for word in words]
+            for name, words in by_name(given["targets"], names, "--target", traced).items()
+        },
+        "answer": said(given["answers"], "--answer", lambda word: utf8(word, "the answer")),
+        "ignore_positions": said(
+            given["ignored"], "--ignore-positions", reader(options.Positions())
+        ),
+        "max_features": said(given["limits"], "--max-features", reader(options.FeatureLimit())),
+        "chat": dict.fromkeys(chosen(given["chats"], names), True),
+    }
+    both = [name for name in names if name in found["targets"] and name in found["answer"]]
+    if both:
+        raise InputError(f"--answer says what to explain of {both[0]!r}: leave out its --target")
+    return {setting: values for setting, values in found.items() if values}
+
+
+def reader(kind: click.ParamType) -> Callable[[str], Any]:
+    """How a value of that kind is read."""
+
+    def read(word: str) -> Any:
+        try:
+            return kind.convert(word, None, None)
+        except click.BadParameter as error:
+            raise InputError(error.message) from None
+
+    return read
+
+
+def chosen(words: tuple[str, ...], names: list[str]) -> list[str]:
+    """The names that `--chat` means."""
+    for word in words:
+        if word not in names and word != "all":
+            raise InputError(f"--chat takes a name ({', '.join(names)}) or all, not {word!r}")
+    return [name for name in names if name in words or "all" in words]
+
+
+def each(
+    words: tuple[str, ...], names: list[str], option: str, others: list[str] | None = None
+) -> dict[str, str]:
+    """The one value of an option for each name, see `by_name`."""
+    found = by_name(words, names, option, others)
+    for name, values in found.items():
+        if len(values) > 1:
+            whom = name if f"{name}={values[-1]}" in words else "all"
+            raise InputError(
+                f"{option} is given twice for {whom}: write {option} NAME={values[-1]}"
+            )
+    return {name: values[0] for name, values in found.items()}
+
+
+def by_name(
+    words: tuple[str, ...], names: list[str], option: str, others: list[str] | None = None
+) -> dict[str, list[str]]:
+    """The values of an option for each name: its own ones, else those that were given for all.
+
+    Args:
+        others: those that values for all are for; None for all names.
+
+    Raises InputError where `NAME=` is no prompt's; a file whose name holds "=" is one for all.
+    """
+    own: dict[str, list[str]] = {}
+    rest = []
     for word in words:
         name, sign, value = word.partition("=")
         if sign and name in names:
-            found[name] = value
-        elif rest is not None:
-            raise InputError(f"{option} is given twice for all: write {option} NAME={word}")
+            own.setdefault(name, []).append(value)
+        elif sign and name.strip() and not Path(word).exists():
+            raise InputError(
+                f"{option} {word!r} is for {name!r}, but no prompt has this name; names are "
+                f"{', '.join(names)} (write NAME={word} for a value that holds =)"
+            )
         else:
-            rest = word
-    return {name: found.get(name, rest) for name in names}
-
-
-def text(found: ct.Comparison, count: int) -> str:
-    """The comparison in the terminal."""
-    parts = [found.summary(), classes(found), overlaps(found), features(found, count)]
-    if found.roles:
-        parts.append(roles(found, count))
-    parts += [f"note: {said}" for said in found.notices]
-    return "\n\n".join(parts)
-
-
-def classes(found: ct.Comparison) -> str:
-    """Counts by layer and class, and the influence each class holds."""
-    from circuit_tracer.cli.report import percent, table
-
-    rows = [["layer", *found.classes]]
-    rows += [[str(n), *map(str, row.values())] for n, row in enumerate(found.by_layer())]
-    rows.append(["all", *(str(each.count) for each in found.classes.values())])
-    for name in found.names:
-        shares = (percent(each.influence[name]) for each in found.classes.values())
-        rows.append([f"influence in {name}", *shares])
-    return "features in circuits\n" + table(rows, right=range(1, len(rows[0])))
-
-
-def overlaps(found: ct.Comparison) -> str:
-    """Overlap by layer of all texts, and of each pair where they are few."""
-    pairs = found.overlap.pairs
-    shown = pairs if len(pairs) <= 3 else ()
-    whole = () if len(found.names) == 2 else (found.overlap.all,)
-    return "\n\n".join(overlap(each) for each in (*shown, *whole))
-
-
-def overlap(found: SetOverlap) -> str:
-    from circuit_tracer.cli.report import table
-
-    head = ("layer", "shared", "weighted", "equal size", "random", "unrelated", "parallel")
-    with_corpus = any(layer.baseline is not None for layer in found.layers)
-    rows = [head, *map(row, found.layers)]
-    rows = rows if with_corpus else [each[:5] for each in rows]
-    title = f"overlap of {', '.join(found.names)} (% of the features active in any of them)"
-    return f"{title}\n{table(rows, right=range(1, len(rows[0])))}"
-
-
-def row(layer: LayerOverlap) -> tuple[str, ...]:
-    shares = (layer.iou, layer.weighted, layer.equal, layer.expected)
-    said = [number(share) for share in shares]
-    for each in (layer.baseline.unrelated, layer.baseline.parallel) if layer.baseline else ():
-        said.append(f"{number(each.mean)} ({number(each.low)}–{number(each.high)})")
-    return (str(layer.layer), *said, *["–"] * (6 - len(said)))
-
-
-def number(share: float | None) -> str:
-    return "–" if share is None or share != share else f"{100 * share:.1f}"
-
-
-def features(found: ct.Comparison, count: int) -> str:
-    """The most influential features of each class."""
-    from circuit_tracer.cli.report import percent, shown, table
-
-    parts = []
-    kinds = {"shared by all": found.shared, "shared by some": found.some}
-    kinds |= {f"only in {name}": found.only(name) for name in found.names}
-    for kind, members in kinds.items():
-        rows = [("feature", "promotes", *found.names, "language")]
-        for feature in members[:count]:
-            held = (feature.influence.get(name) for name in found.names)
-            said = ", ".join(shown(token.strip()) for token in feature.says)
-            shares = ("–" if share is None else percent(share) for share in held)
-            rows.append((shown(feature.label), said, *shares, language(feature)))
-        if len(rows) > 1:
-            right = range(2, 2 + len(found.names))
-            parts.append(f"{kind}, with its share of the influence\n{table(rows, right)}")
-    return "\n\n".join(parts)
-
-
-def language(feature: SharedFeature) -> str:
-    """The language of a feature in a word or two."""
-    spread = feature.spread
-    if spread is None:
-        return ""
-    said = spread.verdict
-    return f"{spread.language} {100 * spread.largest:.0f} %" if said == "specific" else said
-
-
-def roles(found: ct.Comparison, count: int) -> str:
-    """Features that differ and do the same job."""
-    from circuit_tracer.cli.report import table
-
-    rows = [("similarity", *found.names)]
-    for role in found.roles[:count]:
-        keys = (role.members.get(name) for name in found.names)
-        said = ("–" if key is None else f"L{key[0]}#{key[1]}" for key in keys)
-        rows.append((f"{role.similarity:.2f}", *said))
-    return f"different features in one role\n{table(rows)}"
+            rest.append(word)
+    if rest and others == []:
+        raise InputError(f"{option} is for prompts, and all of these are graphs, traced already")
+    own |= {name: rest for name in others or names if rest and name not in own}
+    return own

@@ -17,6 +17,7 @@ from circuit_tracer.comparing.matching import Group, by_decoder, by_id
 from circuit_tracer.comparing.overlap import Overlap, measure
 from circuit_tracer.comparing.profile import Profile
 from circuit_tracer.comparing.roles import Role, aligned
+from circuit_tracer.comparing.settings import of_all, of_each
 from circuit_tracer.comparing.wording import notices
 from circuit_tracer.errors import InputError
 from circuit_tracer.features.graphs import annotate_bundled
@@ -35,8 +36,6 @@ Progress = Callable[[float, str], None]
 Match = Literal["id", "decoder"]
 
 ROWS, TRACED, SAYS = 30, 4, 3
-OF_A_PROMPT = ("targets", "positions", "answer")
-"""Arguments of `trace` that mean nothing on other texts."""
 
 
 def compare(
@@ -69,11 +68,13 @@ def compare(
         traced: of these, how many are traced too, for influence-weighted baselines.
         progress: called with (share done, message).
         labels: from `features.labels.read`: what features are called, before what a graph says.
-        settings: further arguments of `trace`.
+        settings: further arguments of `trace`: a value for all prompts, or name → value, such as
+            `targets={"en": [" large"], "fr": [" grand"]}`.
 
     Raises:
         InputError: fewer than two graphs, a name given twice, an empty graph, graphs of different
-            models or transcoders, a baseline without a model to run it.
+            models or transcoders, a baseline without a model to run it, a setting for a name that
+            is not there or for a graph.
 
     Example:
         >>> import circuit_tracer as ct
@@ -83,21 +84,27 @@ def compare(
         True
     """
     given = _named(prompts)
+    to_trace = [name for name, value in given.items() if not isinstance(value, Graph | Path)]
+    own = of_each(given, to_trace, settings)
     tell = progress or (lambda done, message: None)
-    if model is None and not all(isinstance(value, Graph | Path) for value in given.values()):
+    if model is None and to_trace:
         tell(0.0, "loading the model")
         model = load()
     models = _models(model, list(given))
     one = next(iter(models.values())) if len(set(map(id, models.values()))) == 1 else None
     corpus = _corpus(baseline, list(given), models, match, rows)
-    profiles = _profiles(given, models, nodes, settings, tell, labels or {})
+    profiles = _profiles(given, models, nodes, own, tell, labels or {})
     groups = _matched(profiles, models, match)
     fired = light = written = None
     if corpus is not None and match == "decoder":
         written = DecoderBaseline(models, corpus, _part(tell, 0.4, 1.0))
     elif corpus is not None and one is not None:
         fired = activity(one, corpus, _part(tell, 0.4, 0.7))
-        light = _traced(one, corpus, traced, settings, _part(tell, 0.7, 1.0)) if traced else None
+        light = (
+            _traced(one, corpus, traced, of_all(settings), _part(tell, 0.7, 1.0))
+            if traced
+            else None
+        )
     made = _Assembly(profiles, groups, match, one, fired, light, written)
     return made.comparison(corpus is not None)
 
@@ -286,7 +293,7 @@ def _profiles(
     given: dict[str, Given],
     models: dict[str, ReplacementModel],
     nodes: float,
-    settings: dict[str, Any],
+    settings: dict[str, dict[str, Any]],
     tell: Progress,
     labels: Labels,
 ) -> list[Profile]:
@@ -297,7 +304,10 @@ def _profiles(
             value = Graph.read(value)
             annotate_bundled(value)
         if not isinstance(value, Graph):
-            value = trace(value, models[name], **settings)
+            try:
+                value = trace(value, models[name], **settings[name])
+            except InputError as error:
+                raise InputError(f"prompt {name!r}: {error}") from error
         call(value, labels)
         profiles.append(Profile.of(name, value, nodes))
     return profiles
@@ -404,10 +414,8 @@ def _traced(
     if rows < 2:
         raise InputError(f"traced must be 0 or at least 2 rows, not {rows}")
 
-    general = {name: settings[name] for name in settings if name not in OF_A_PROMPT}
-
     def fired(text: str) -> list[Fired]:
-        profile = Profile("", graph := trace(text, model, **general), graph.prune(nodes=0.0))
+        profile = Profile("", graph := trace(text, model, **settings), graph.prune(nodes=0.0))
         layers = [profile.keys[:, 0] == layer for layer in range(graph.index.n_layers)]
         return [(profile.keys[mine, 1], profile.influence[mine]) for mine in layers]
 

@@ -235,6 +235,10 @@ class Comparison:
 
     def supernodes(self) -> tuple[SharedSupernode, ...]:
         """Supernodes that several circuits have, see `shared_supernodes`; () without circuits."""
+        return self._supernodes
+
+    @cached_property
+    def _supernodes(self) -> tuple[SharedSupernode, ...]:
         from circuit_tracer.comparing.shared_supernodes import shared_supernodes
 
         pairs = zip(self.names, self.circuits, strict=False)
@@ -262,6 +266,7 @@ class Comparison:
             ],
             "edges": [asdict(edge) for edge in self.edges],
             "roles": [asdict(role) for role in self.roles],
+            "supernodes": [one.to_plain() for one in self.supernodes()],
             "overlap": asdict(self.overlap),
         }
         return _without_nan(plain)

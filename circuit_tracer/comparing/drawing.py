@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from circuit_tracer.comparing.overlap import LayerOverlap, SetOverlap
 from circuit_tracer.comparing.resampling import Estimate
+from circuit_tracer.comparing.shared_supernodes import SharedSupernode
 from circuit_tracer.facts import FeatureNote
 from circuit_tracer.view.compared import (
     Band,
@@ -14,6 +15,7 @@ from circuit_tracer.view.compared import (
     ComparedFeature,
     ComparedGraph,
     ComparedRole,
+    ComparedSupernode,
     ComparisonDrawing,
     LayerOverlaps,
 )
@@ -57,6 +59,7 @@ def drawing(comparison: Comparison) -> ComparisonDrawing:
             for edge in comparison.edges
         ),
         roles=_roles(comparison),
+        supernodes=tuple(_supernode(one, names) for one in comparison.supernodes()),
         summary=comparison.summary(),
         about=about,
         notices=comparison.notices,
@@ -102,6 +105,16 @@ def _roles(comparison: Comparison) -> tuple[ComparedRole, ...]:
             role.similarity,
         )
         for role in comparison.roles
+    )
+
+
+def _supernode(supernode: SharedSupernode, names: tuple[str, ...]) -> ComparedSupernode:
+    found = supernode.members
+    return ComparedSupernode(
+        tuple(supernode.places.get(name, ()) for name in names),
+        supernode.common,
+        supernode.overlap,
+        tuple(found[name].share if name in found else None for name in names),
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import torch
 
@@ -28,13 +29,29 @@ class SharedSupernode:
 
     Attributes:
         members: by name of the graph.
-        common: places in `Comparison.features` of what all of them hold.
+        places: by name of the graph, of each member, its place in `Comparison.features` and its
+            position in the prompt.
+        common: places in `Comparison.features` of what all of them hold, most influential first.
         overlap: the least share of common features among the pairs of them.
     """
 
     members: dict[str, Supernode]
+    places: dict[str, tuple[tuple[int, int], ...]]
     common: tuple[int, ...]
     overlap: float
+
+    def to_plain(self) -> dict[str, Any]:
+        """As JSON values."""
+        members = {
+            name: {
+                "name": node.name,
+                "share": node.share,
+                "cohesion": node.cohesion,
+                "features": [list(place) for place in self.places[name]],
+            }
+            for name, node in self.members.items()
+        }
+        return {"members": members, "common": list(self.common), "overlap": self.overlap}
 
 
 def shared_supernodes(
@@ -47,11 +64,14 @@ def shared_supernodes(
         rows: (name, (layer, id)) → place of the matched feature.
     """
     found = {name: circuits[name].supernodes() for name in sorted(circuits)}
-    held = {
-        (name, number): frozenset(rows[name, (node.layer, node.feature)] for node in one.members)
+    places = {
+        (name, number): tuple(
+            (rows[name, (node.layer, node.feature)], node.position) for node in one.members
+        )
         for name, each in found.items()
         for number, one in enumerate(each)
     }
+    held = {member: frozenset(row for row, _ in each) for member, each in places.items()}
     pairs: list[tuple[float, Member, Member]] = []
     for a, b in combinations(found, 2):
         table = [
@@ -68,7 +88,8 @@ def shared_supernodes(
         common = tuple(sorted(frozenset.intersection(*sets)))
         if common:
             members = {name: found[name][number] for name, number in sorted(group.items())}
-            made.append(SharedSupernode(members, common, least))
+            where = {member[0]: places[member] for member in sorted(group.items())}
+            made.append(SharedSupernode(members, where, common, least))
     return tuple(sorted(made, key=lambda one: (-len(one.members), -len(one.common), one.common)))
 
 

@@ -27,9 +27,21 @@ def sentences(comparison: Comparison) -> list[str]:
         f"Those active in {everyone} hold {held} of the influence of these features.",
         f"{len(comparison.kept_in_all):,} are in the circuit of {everyone}.",
     ]
+    said.append(_about_supernodes(comparison))
     said.append(_about_layers(comparison.overlap.all))
     said += _about_baseline(comparison.overlap)
     return [sentence for sentence in said if sentence]
+
+
+def _about_supernodes(comparison: Comparison) -> str:
+    found, size = comparison.supernodes(), len(comparison.names)
+    if not found:
+        return ""
+    said = "1 supernode turns" if len(found) == 1 else f"{len(found)} supernodes turn"
+    if size == 2:
+        return f"{said} up in both circuits."
+    whole = sum(len(one.members) == size for one in found)
+    return f"{said} up in at least two circuits, {whole or 'none'} of them in all {size}."
 
 
 def _about_layers(overlap: SetOverlap) -> str:
@@ -95,9 +107,10 @@ def notices(
     """
     said = []
     if not corpus_given:
+        corpus = "texts to run" if one_prompt else "a parallel corpus of these languages"
         said.append(
-            "There is no baseline: without a parallel corpus of these languages (--corpus) an "
-            "overlap cannot be told from what any two texts share."
+            f"There is no baseline: without {corpus} (--corpus) an overlap cannot be told from "
+            "what any two texts share."
         )
     elif absent:
         said.append(f"The corpus has no column {', '.join(absent)}: no baseline with these.")

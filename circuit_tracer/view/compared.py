@@ -135,6 +135,28 @@ class ComparedRole:
 
 
 @dataclass(frozen=True, slots=True)
+class ComparedSupernode:
+    """A group of features that several graphs have, each in its own form.
+
+    Attributes:
+        members: by graph, (row, position) of its features; () for a graph without it.
+        common: rows that all its graphs have in it, most influential first.
+        overlap: the least share of common features of two of its graphs.
+        shares: by graph, what passes it of all that drives the targets; None for one without it.
+    """
+
+    members: tuple[tuple[tuple[int, int], ...], ...]
+    common: tuple[int, ...]
+    overlap: float
+    shares: tuple[float | None, ...]
+
+    @property
+    def rows(self) -> set[int]:
+        """All rows in it."""
+        return {row for each in self.members for row, _ in each}
+
+
+@dataclass(frozen=True, slots=True)
 class ComparisonDrawing:
     """Graphs side by side, ready to be shown.
 
@@ -145,6 +167,7 @@ class ComparisonDrawing:
         counts: by graph and layer, how many features are active in the whole graph.
         edges: between rows.
         roles: of rows, the most influential first.
+        supernodes: of rows, the most widely shared first.
         summary: what the comparison says, in a few sentences; "" for nothing.
         about: whatever says where it comes from, by name.
         notices: sentences the reader must see before trusting the picture.
@@ -156,6 +179,7 @@ class ComparisonDrawing:
     counts: tuple[tuple[int, ...], ...] = ()
     edges: tuple[ComparedEdge, ...] = ()
     roles: tuple[ComparedRole, ...] = ()
+    supernodes: tuple[ComparedSupernode, ...] = ()
     summary: str = ""
     about: dict[str, str | float | int] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
@@ -185,6 +209,8 @@ class ComparisonDrawing:
             inside = all(0 <= row < len(self.features) for row in rows)
             if not inside or len(rows) < 2 or len(role.members) != size:
                 raise InputError(f"{role} does not fit {len(self.features)} features")
+        for supernode in self.supernodes:
+            self._check_supernode(supernode)
 
     @property
     def n_layers(self) -> int:
@@ -228,6 +254,17 @@ class ComparisonDrawing:
         for graph, positions in zip(self.graphs, feature.positions, strict=True):
             if not all(0 <= position < len(graph.drawing.tokens) for position in positions):
                 raise InputError(f"feature {key} stands outside the prompt of {graph.name!r}")
+
+    def _check_supernode(self, supernode: ComparedSupernode) -> None:
+        size = len(self.graphs)
+        if len(supernode.members) != size or len(supernode.shares) != size or not supernode.common:
+            raise InputError(f"{supernode} does not fit {size} graphs")
+        if not all(0 <= row < len(self.features) for row in supernode.rows):
+            raise InputError(f"{supernode} does not fit {len(self.features)} features")
+        for graph, each in enumerate(supernode.members):
+            known = all(at in self.features[row].positions[graph] for row, at in each)
+            if not known or (each and not {row for row, _ in each} >= set(supernode.common)):
+                raise InputError(f"{supernode} has features that {self.graphs[graph].name!r} lacks")
 
     def _check_overlap(self, overlap: LayerOverlaps) -> None:
         members = overlap.members

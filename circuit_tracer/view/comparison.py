@@ -15,6 +15,7 @@ from typing import Any
 from circuit_tracer.view.compared import (
     ComparedFeature,
     ComparedGraph,
+    ComparedSupernode,
     ComparisonDrawing,
     LayerOverlaps,
     ranked,
@@ -35,6 +36,7 @@ SCRIPTS = (
     "overlap.js",
     "linked.js",
     "examples.js",
+    "supernodes.js",
     "feature.js",
     "comparison.js",
 )
@@ -91,6 +93,17 @@ def _fitted(comparison: ComparisonDrawing) -> ComparisonDrawing:
             for role in comparison.roles
             if all(at is None or at in row for at in role.members)
         ),
+        supernodes=tuple(
+            replace(
+                one,
+                members=tuple(
+                    tuple((row[old], position) for old, position in each) for each in one.members
+                ),
+                common=tuple(row[old] for old in one.common),
+            )
+            for one in comparison.supernodes
+            if one.rows <= row.keys()
+        ),
         notices=(*comparison.notices, *(f"{sentence}." for sentence in said)),
     )
 
@@ -122,6 +135,7 @@ def _encoded(comparison: ComparisonDrawing) -> bytes:
         "counts": comparison.counts,
         "edges": [(edge.source, edge.target, edge.shares) for edge in comparison.edges],
         "roles": [(role.members, role.similarity) for role in comparison.roles],
+        "supernodes": [asdict(one) for one in comparison.supernodes],
         "summary": comparison.summary,
         "about": comparison.about,
         "notices": comparison.notices,
@@ -153,6 +167,7 @@ def _plain(comparison: ComparisonDrawing) -> str:
         f"<h2>Features</h2><p>{'; '.join(counts)}.</p>",
         "<h2>Most influential features of all graphs</h2>",
         ordered([_plain_feature(comparison.features[row]) for row in shared]),
+        *_plain_supernodes(comparison),
         _plain_overlap(comparison),
     ]
     return "\n".join(lines)
@@ -178,6 +193,20 @@ def _plain_feature(feature: ComparedFeature) -> str:
     name = feature.label or (f"says {says}" if says else feature.key)
     values = ", ".join(number(value) for value in feature.influence)
     return f"<bdi>{text(name)}</bdi> <small>L{feature.layer} · influence {values}</small>"
+
+
+def _plain_supernodes(comparison: ComparisonDrawing) -> list[str]:
+    found = [_plain_supernode(comparison, one) for one in comparison.supernodes[:PLAIN_FEATURES]]
+    return ["<h2>Supernodes that graphs share</h2>", ordered(found)] if found else []
+
+
+def _plain_supernode(comparison: ComparisonDrawing, supernode: ComparedSupernode) -> str:
+    pairs = zip(comparison.graphs, supernode.members, strict=True)
+    each = ", ".join(f"{len(members)} in {text(graph.name)}" for graph, members in pairs if members)
+    first = _plain_feature(comparison.features[supernode.common[0]])
+    return (
+        f"{first} <small>and {len(supernode.common) - 1} more in common; features: {each}</small>"
+    )
 
 
 def _plain_overlap(comparison: ComparisonDrawing) -> str:

@@ -34,8 +34,11 @@ def test_the_terminal_says_classes_overlap_features_and_baseline(told):
                  "note: The corpus has 6 rows only", "page      "):  # fmt: skip
         assert said in output, said
     rows = [line.split() for line in output.splitlines() if line.startswith("  all ")]
-    counts = [found["count"] for found in plain["classes"].values()]
-    assert list(map(int, rows[0][1:])) == counts
+    counts = {name: found["count"] for name, found in plain["classes"].items()}
+    assert counts.pop("some") == 0 and list(map(int, rows[0][1:])) == [*counts.values()]
+    assert (
+        f"  en    The opposite of small is  {plain['sides'][0]['targets'][0][0].strip()} " in output
+    )
 
 
 def test_the_page_is_there_and_says_the_summary(told):
@@ -55,6 +58,11 @@ def test_saved_graphs_need_no_model(told, tmp_path):
     assert result.exit_code == 0, result.output
     found = json.loads(result.output)
     assert found["classes"] == told[1]["classes"]
+    assert found["supernodes"] == told[1]["supernodes"]
+    refused = run(*words, "--target", " big")
+    assert refused.exit_code == 2 and "all of these are graphs" in refused.output
+    refused = run(words[0], ZH, "--target", "en= big")
+    assert refused.exit_code == 2 and "give its prompt instead" in refused.output
     assert found["overlap"]["corpus"] == "" and "no baseline" in found["notices"][0]
 
 
@@ -82,6 +90,19 @@ def test_two_sets_on_one_prompt_quietly():
     assert refused.exit_code == 2 and "--match decoder" in refused.output
 
 
+def test_each_prompt_has_targets_and_limits_of_its_own():
+    wanted = ["--target", "en= small", "--target", "en= large", "--target", "大"]
+    limits = ["--max-features", "en=40", "--ignore-positions", "zh=none"]
+    result = run(EN, ZH, *wanted, *limits, "--no-baseline", "--json", "-")
+    assert result.exit_code == 0, result.output
+    en, zh = json.loads(result.output)["sides"]
+    assert [label for label, _ in en["targets"]] == [" small", " large"]
+    assert [label for label, _ in zh["targets"]] == ["大"]
+    plain = run(EN, ZH, "--no-baseline", "--json", "-")
+    before, other = json.loads(plain.output)["sides"]
+    assert en["n_active"] == before["n_active"] and zh["n_active"] > other["n_active"]
+
+
 @pytest.mark.parametrize(
     "words, said",
     [
@@ -95,6 +116,13 @@ def test_two_sets_on_one_prompt_quietly():
         ([EN, ZH, "--rows", "1"], "--rows"),
         ([EN, ZH, "--model", "a", "--model", "b"], "given twice for all"),
         ([EN, ZH, "-o", "no/such/folder.html"], "no folder"),
+        ([EN, ZH, "--target", "fr= grand"], "no prompt has this name; names are en, zh"),
+        ([EN, ZH, "--transcoders", "hz=clt"], "no prompt has this name; names are en, zh"),
+        ([EN, ZH, "--target", "en= big", "--answer", " big"], "leave out its --target"),
+        ([EN, ZH, "--answer", "en= a", "--answer", "en= b"], "given twice for en"),
+        ([EN, ZH, "--max-features", "zh=few"], "'few' is neither a number"),
+        ([EN, ZH, "--chat", "fr"], "a name (en, zh) or all, not 'fr'"),
+        ([EN, ZH, "--target", "en=no single token"], "prompt 'en': target 'no single"),
     ],
 )
 def test_wrong_words_are_refused(words, said):

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import circuit_tracer as ct
+from circuit_tracer.cli.compared import text
 from circuit_tracer.comparing.comparison import key_in
 from circuit_tracer.comparing.profile import Profile
 from circuit_tracer.errors import InputError
@@ -176,6 +177,17 @@ def test_supernodes_of_a_planted_pair_are_one(graph):
     assert {found.features[row].ids["b"] for row in one.common} == {10, 11}
     assert set(one.members) == {"a", "b", "c"} and one.overlap == pytest.approx(2 / 3)
     assert {node.feature for node in one.members["a"].members} == {10, 11, 12}
+    at = {name: {position for _, position in each} for name, each in one.places.items()}
+    assert at == {"a": {0}, "b": {1}, "c": {2}}
+    (plain,) = found.payload()["supernodes"]
+    assert [found.features[row].ids["c"] for row, _ in plain["members"]["c"]["features"]] == [
+        node.feature for node in one.members["c"].members
+    ]
+    assert "1 supernode turns up in at least two circuits, 1 of them in all 3" in found.summary()
+    *_, said = text(found, 5).split("supernodes of several circuits\n")
+    assert said.splitlines()[1].split() == ["L0#10", "66.7", "%", "2", "3", "2", "2"]
+    (drawn,) = found.drawing().supernodes
+    assert [len(each) for each in drawn.members] == [3, 2, 2] and drawn.common == one.common
     turned = ct.compare({"c": made(2), "a": made(0, (12,)), "b": made(1)}, nodes=1.0)
     assert turned.supernodes() == found.supernodes()
     alone = graph([(1, 0, 40)], [(("word", 0), (1, 0, 40), 1.0), ((1, 0, 40), "output", 1.0)])

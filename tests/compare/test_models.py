@@ -55,6 +55,24 @@ def test_prompts_are_traced_as_trace_does(model):
     assert [side.prompt for side in found.sides] == list(TEXTS.values())
 
 
+def test_a_setting_may_be_one_for_each_name(model):
+    targets, limits = {"en": ["w30"], "fr": ["w8", "w20"]}, {"fr": 5}
+    found = ct.compare(TEXTS, model, targets=targets, max_features=limits, max_logits=3)
+    graphs = {
+        name: ct.trace(
+            text, model, targets=targets[name], max_features=limits.get(name, "auto"), max_logits=3
+        )
+        for name, text in TEXTS.items()
+    }
+    assert found.payload() == ct.compare(graphs, model).payload()
+    with pytest.raises(InputError, match="targets= is given for 'de'.*names are en, fr"):
+        ct.compare(TEXTS, model, targets={"de": ["w30"]})
+    with pytest.raises(InputError, match="'en', which is a graph"):
+        ct.compare({**TEXTS, "en": graphs["en"]}, model, chat={"en": True})
+    with pytest.raises(InputError, match="all of these are traced already"):
+        ct.compare(graphs, model, targets=["w30"])
+
+
 @pytest.mark.parametrize("kind", ["plt", "clt"])
 def test_decoders_find_a_permutation_exactly(kind):
     model = tiny.replacement("llama", kind=kind)

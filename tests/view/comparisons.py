@@ -12,6 +12,7 @@ from circuit_tracer.view.compared import (
     ComparedFeature,
     ComparedGraph,
     ComparedRole,
+    ComparedSupernode,
     ComparisonDrawing,
     LayerOverlaps,
 )
@@ -39,14 +40,16 @@ ANSWERS = {
 NAMES = ("antonym", "size", "small", "large", "", "", "quotes", "language")
 
 
-def compared(names=("en", "fr"), n_layers=12, n_features=180, seed=0, **changes):
-    """A random comparison of these graphs."""
+def compared(names=("en", "fr"), n_layers=12, n_features=180, seed=0, n_edges=300, **changes):
+    """A random comparison of these graphs, each with about `n_edges`."""
     rng = random.Random(seed)
     features = [_feature(number, names, n_layers, rng) for number in range(n_features)]
     given = {
         "graphs": tuple(
             ComparedGraph(
-                name, _drawing(place, name, features, n_layers, rng), href=f"page%20{place}.html"
+                name,
+                _drawing(place, name, features, n_layers, rng, n_edges),
+                href=f"page%20{place}.html",
             )
             for place, name in enumerate(names)
         ),
@@ -65,6 +68,7 @@ def compared(names=("en", "fr"), n_layers=12, n_features=180, seed=0, **changes)
         ),
         "edges": _edges(features, len(names), rng),
         "roles": _roles(features, len(names)),
+        "supernodes": _supernodes(features, len(names)),
         "summary": "Of these features, most are active in one graph only.",
         "about": {"version": "0.1.0", "corpus": "bundled"},
     }
@@ -107,7 +111,7 @@ def _feature(number, names, n_layers, rng):
     )
 
 
-def _drawing(place, name, features, n_layers, rng):
+def _drawing(place, name, features, n_layers, rng, n_edges):
     tokens = tokens_of(name)
     last = len(tokens) - 1
     nodes = [
@@ -142,7 +146,7 @@ def _drawing(place, name, features, n_layers, rng):
         )
     )
     edges = {}
-    for _ in range(1200):
+    for _ in range(4 * n_edges):
         s, t = rng.randrange(len(nodes)), rng.randrange(len(nodes))
         a, b = nodes[s], nodes[t]
         if a.layer < b.layer and a.position <= b.position and b.kind != "embedding":
@@ -176,6 +180,29 @@ def _roles(features, size):
     """Of the first two features that two graphs have alone."""
     alone = [next(k for k, f in enumerate(features) if f.owners == (place,)) for place in (0, 1)]
     return (ComparedRole((*alone, *(None,) * (size - 2)), 0.91),)
+
+
+def _supernodes(features, size):
+    """Two: of features that all have and, in each graph, two more; of features of the first two."""
+    found = []
+    for places in (range(size), range(2)):
+        rows = [k for k, one in enumerate(features) if set(one.owners) >= set(places)]
+        if not rows:
+            continue
+        members = [
+            [*rows[:3], *(k for k, one in enumerate(features) if one.owners == (place,))][:5]
+            for place in places
+        ]
+        at = [[(k, features[k].positions[p][0]) for k in each] for p, each in enumerate(members)]
+        found.append(
+            ComparedSupernode(
+                (*map(tuple, at), *((),) * (size - len(at))),
+                tuple(rows[:3]),
+                0.4,
+                (*(0.1 + 0.01 * p for p in places), *(None,) * (size - len(at))),
+            )
+        )
+    return tuple(found)
 
 
 def _edges(features, size, rng):

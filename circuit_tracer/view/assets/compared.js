@@ -2,8 +2,8 @@
 // both are read and written. view/comparison.py writes what is read here and sorts rows alike.
 
 let D;  // the comparison
-const S = { selected: -1, pair: -1, overlap: "weighted", among: [], tab: "feature", theme: null,
-  query: "", show: "charts" };  // pair: the overlap shown, of two graphs or more
+const S = { selected: -1, supernode: -1, pair: -1, overlap: "weighted", among: [], tab: "feature", theme: null,
+  query: "", show: "charts" };  // supernode: one that graphs share; pair: the overlap shown, of two graphs or more
 const TABS = ["feature", "search", "about"];
 
 function readComparison(head, drawings) {
@@ -27,8 +27,9 @@ function readComparison(head, drawings) {
   for (const list of [...inputs, ...outputs]) list.sort((a, b) => b.most - a.most || a.source - b.source || a.target - b.target);
   const roleOf = new Map();
   for (const role of head.roles) for (const row of role[0]) if (row !== null) roleOf.set(row, role);
+  const supernodes = head.supernodes.map((one, index) => ({ ...one, index, rows: new Set([...one.common, ...one.members.flatMap((each) => each.map(([row]) => row))]) }));
   const totals = names.map((_, place) => rows.reduce((sum, row) => sum + row.influence[place], 0));
-  return { ...head, names, rows, ranked, lanes, inputs, outputs, roleOf, totals, drawings,
+  return { ...head, names, rows, ranked, lanes, inputs, outputs, roleOf, supernodes, totals, drawings,
     most: Math.max(...rows.map((row) => row.most), 0), byKey: new Map(rows.map((row) => [row.key, row.index])) };
 }
 
@@ -86,12 +87,35 @@ function firstOverlap() {
   return sizes.indexOf(Math.max(...sizes));
 }
 
+// The measure that a fresh page shows: by influence, but where only the plain one has a baseline.
+function firstMeasure() {
+  const known = (measure) => D.overlaps.some((one) => knows(one, measure, "unrelated"));
+  return known("plain") && !known("weighted") ? "plain" : "weighted";
+}
+
+// Whether an overlap was measured on texts of a kind too.
+function knows(overlap, measure, kind) {
+  return overlap[`${measure}_${kind}`].some(Boolean);
+}
+
+// What sets the graphs apart besides their prompts: models, transcoders.
+function originOf(place) {
+  return ["model", "transcoders"].filter((name) => D.drawings.some((one) => one[name] !== D.drawings[0][name]))
+    .map((name) => D.drawings[place][name]).join(", ");
+}
+
+// Of each path its last two parts, as long as a hub's ids.
+function briefly(origin) {
+  return origin.split(", ").map((one) => one.split("/").slice(-2).join("/")).join(", ");
+}
+
 function hashOf() {
   const parts = [], put = (key, value) => parts.push(`${key}=${encodeURIComponent(value)}`);
   const names = (places) => places.map((place) => encodeURIComponent(D.names[place])).join(",");
   if (S.selected >= 0) put("feature", D.rows[S.selected].key);
+  if (S.supernode >= 0) put("supernode", S.supernode + 1);
   if (S.pair !== firstOverlap()) parts.push(`of=${names(D.overlaps[S.pair].members)}`);
-  if (S.overlap !== "weighted") put("overlap", S.overlap);
+  if (S.overlap !== firstMeasure()) put("overlap", S.overlap);
   if (S.among.length) parts.push(`in=${names(S.among)}`);
   if (S.tab !== "feature") put("tab", S.tab);
   if (S.theme) put("theme", S.theme);
@@ -112,6 +136,11 @@ const READERS = {
     if (index !== undefined) S.selected = index;
     return index !== undefined;
   },
+  supernode: (text) => {
+    const known = /^[1-9][0-9]*$/.test(text) && Number(text) <= D.supernodes.length;
+    if (known) S.supernode = Number(text) - 1;
+    return known;
+  },
   of: (text) => {
     const places = placesIn(text);
     const found = D.overlaps.findIndex(({ members }) => places && members.join() === places.join());
@@ -127,6 +156,6 @@ const READERS = {
 };
 
 function resetState() {
-  Object.assign(S, { selected: -1, pair: firstOverlap(), overlap: "weighted", among: [],
+  Object.assign(S, { selected: -1, supernode: -1, pair: firstOverlap(), overlap: firstMeasure(), among: [],
     tab: "feature", theme: null, query: "", show: "charts" });
 }

@@ -6,6 +6,18 @@ let asked = 0;
 
 function select(index, { push = true, focus = false, tip = false } = {}) {
   S.selected = index === S.selected && !focus && !tip ? -1 : index;
+  S.supernode = -1;
+  selectionChanged({ push, focus, tip });
+}
+
+// A supernode, by its place among them.
+function selectSupernode(index) {
+  S.selected = -1;
+  S.supernode = index;
+  selectionChanged({ push: true, focus: true });
+}
+
+function selectionChanged({ push, focus, tip }) {
   S.tab = "feature";
   refresh();
   announce();
@@ -26,6 +38,7 @@ function refresh() {
 }
 
 function announce() {
+  if (S.supernode >= 0) return say(`Supernode ${supernodeName(D.supernodes[S.supernode])}, ${graphsOf(D.supernodes[S.supernode])}`);
   if (S.selected < 0) return say("Selection cleared");
   const row = D.rows[S.selected], ringed = D.linked.filter(({ nodes }) => nodes.has(S.selected)).length;
   say(`${featureName(row)}, layer ${row.layer}, ${ownersOf(row)}, ringed in ${ringed} of ${D.names.length} graphs`);
@@ -63,6 +76,7 @@ function resized() {
 
 function drawControls() {
   for (const button of document.querySelectorAll("[data-overlap]")) button.setAttribute("aria-pressed", button.dataset.overlap === S.overlap);
+  for (const entry of document.querySelectorAll("#legend [data-kind]")) entry.hidden = !D.overlaps.length || !knows(D.overlaps[S.pair], S.overlap, entry.dataset.kind);
   $("options").hidden = !D.overlaps.length;
   $("pair-label").hidden = D.overlaps.length < 2;
   $("pair").value = S.pair;
@@ -72,11 +86,10 @@ function drawHead() {
   document.title = `${D.names.join(" · ")} – comparison`;
   $("title").replaceChildren(`${D.names.length} graphs, `, h("span", { id: "facts" }, `${counted(D.rows.length)} features`));
   $("pair").replaceChildren(...D.overlaps.map((one, k) => h("option", { value: k }, setName(one))));
-  const known = (name) => D.overlaps.some((one) => [...one[`weighted_${name}`], ...one[`plain_${name}`]].some(Boolean));
   $("legend").replaceChildren(...D.lanes.filter(({ lane }) => D.names.length === 2 || typeof lane !== "number" || lane === 0)
     .map(({ lane }) => h("span", {}, laneMark(lane), D.names.length === 2 || typeof lane !== "number" ? laneName(lane) : "In one only")),
     ...(D.overlaps.length ? [h("span", {}, swatchLine("curve"), "overlap")] : []),
-    ...(known("unrelated") ? [h("span", {}, swatchLine("baseline"), "unrelated texts")] : []), ...(known("parallel") ? [h("span", {}, swatchLine("parallel"), "parallel texts")] : []));
+    h("span", { "data-kind": "unrelated" }, swatchLine("baseline"), "unrelated texts"), h("span", { "data-kind": "parallel" }, swatchLine("parallel"), "parallel texts"));
   for (const words of D.notices) notice(words);
   const keys = [["click, tap", "select: rings it in every graph"], ["arrows", "nearest feature"], ["[ and ]", "previous, next by influence"],
     ["I", "weighted or plain overlap"], ["/", "search"], ["T", "table"], ["Esc", "clear"], ["?", "this help"]];
@@ -95,7 +108,8 @@ function swatchLine(name) {
 function drawChips() {
   $("names").replaceChildren(...D.names.map((name, place) => h("button", { type: "button", class: "chip", "data-chip": place,
     "aria-pressed": S.among.includes(place), title: `Show features of ${name}`, onclick: () => toggleAmong(place) },
-    h("i", { class: `swatch ${laneClass(place)}` }), h("bdi", { class: "name" }, name), h("span", { ...textOf(place), class: "prompt" }, D.drawings[place].prompt))));
+    h("i", { class: `swatch ${laneClass(place)}` }), h("bdi", { class: "name" }, name), h("span", { ...textOf(place), class: "prompt" }, D.drawings[place].prompt),
+    originOf(place) ? h("bdi", { class: "origin", title: originOf(place) }, shortened(briefly(originOf(place)), 48)) : null)));
 }
 
 function toggleAmong(place) {
@@ -110,10 +124,10 @@ function toggleAmong(place) {
 // On a phone: the way from the selected mark to its details and graphs.
 function drawJump() {
   const jump = $("jump"), to = (id) => () => $(id).scrollIntoView({ block: "start" });
-  jump.hidden = S.selected < 0 || S.show === "table";
+  jump.hidden = (S.selected < 0 && S.supernode < 0) || S.show === "table";
   if (jump.hidden) return jump.replaceChildren();
-  const row = D.rows[S.selected];
-  jump.replaceChildren(laneMark(row.lane), h("bdi", {}, featureName(row)), h("button", { type: "button", onclick: to("side") }, "Details"),
+  const row = D.rows[S.supernode >= 0 ? D.supernodes[S.supernode].common[0] : S.selected];
+  jump.replaceChildren(S.supernode >= 0 ? supernodeMark() : laneMark(row.lane), h("bdi", {}, featureName(row)), h("button", { type: "button", onclick: to("side") }, "Details"),
     h("button", { type: "button", onclick: to("graphs") }, "Graphs"), h("button", { type: "button", "aria-label": "Clear", onclick: () => select(-1) }, "✕"));
 }
 
@@ -184,7 +198,7 @@ function listenToLanes() {
   };
   holder.addEventListener("click", (event) => {
     const index = at(event, event.pointerType === "touch" ? TOUCH_REACH : MOUSE_REACH);
-    if (index >= 0 || S.selected >= 0) select(index);
+    if (index >= 0 || S.selected >= 0 || S.supernode >= 0) select(index);
   });
   holder.addEventListener("pointermove", (event) => {
     const index = event.pointerType === "mouse" ? at(event, MOUSE_REACH) : -1;
@@ -218,7 +232,7 @@ function clear() {
   hideTip();
   if (document.activeElement === $("search")) $("lanes").focus();
   if (S.query) setQuery("");
-  else if (S.selected >= 0) select(-1);
+  else if (S.selected >= 0 || S.supernode >= 0) select(-1);
 }
 
 function listenToKeys() {
@@ -245,6 +259,7 @@ function wireControls() {
 
 function applyHash() {
   readHash();
+  if (S.supernode >= 0) S.selected = -1;
   applyTheme();
   hideTip();
   $("search").value = S.query;

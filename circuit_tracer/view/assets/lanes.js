@@ -156,10 +156,10 @@ function marks() {
 function refreshLanes() {
   const picture = $("lanes").firstElementChild;
   if (!picture) return;
-  const hits = S.query.trim() ? new Set(found()) : null, kin = kinOf(S.selected);
+  const hits = S.query.trim() ? new Set(found()) : null, kin = kinOf(S.selected), inside = S.supernode >= 0 ? D.supernodes[S.supernode].rows : null;
   for (const mark of picture.querySelectorAll("[data-row]")) {
     const index = Number(mark.dataset.row);
-    const faded = !among(D.rows[index]) || (hits && !hits.has(index)) || (S.selected >= 0 && index !== S.selected && !kin.has(index));
+    const faded = !among(D.rows[index]) || (hits && !hits.has(index)) || (S.selected >= 0 && index !== S.selected && !kin.has(index)) || (inside && !inside.has(index));
     mark.classList.toggle("faded", faded);
   }
   picture.querySelector(".links").replaceChildren(...links());
@@ -168,7 +168,7 @@ function refreshLanes() {
     return svg("circle", { cx: x, cy: y, r: markSize(D.rows[index]) / 2 + 4, class: name });
   };
   picture.querySelector(".rings").replaceChildren(...(hits ? [...hits].slice(0, 300).map((index) => ring(index, "found")) : []),
-    ...(S.selected >= 0 ? [ring(S.selected, "self")] : []));
+    ...[...(inside || []), ...(S.selected >= 0 ? [S.selected] : [])].map((index) => ring(index, "self")));
 }
 
 function kinOf(index) {

@@ -1,7 +1,8 @@
 // The graphs side by side, each small: columns by token, layers upward, marks in the colours of the
-// lanes. The selected feature is ringed in every graph that has it, with its edges there.
+// lanes. The selected feature is ringed in every graph that has it, with its edges there; of a
+// supernode, the members that each graph has.
 
-const GRAPH_EDGES = 90, SELECTED_EDGES = 24, LEAST_GRAPH = 190, TOKEN_ROOM = 52;
+const GRAPH_EDGES = 90, SELECTED_EDGES = 24, MEMBER_EDGES = 6, LEAST_GRAPH = 190, TOKEN_ROOM = 52;
 
 function prepareGraphs() {
   D.linked = D.drawings.map((drawing, place) => {
@@ -12,6 +13,13 @@ function prepareGraphs() {
     row.forEach((index, node) => index >= 0 && nodes.set(index, [...(nodes.get(index) || []), node]));
     return { drawing, shown, nodes, row };
   });
+}
+
+// What is ringed in a graph: nodes of the selected feature, or of the selected supernode.
+function ringedIn(place) {
+  const { drawing, nodes } = D.linked[place];
+  if (S.supernode < 0) return nodes.get(S.selected) || [];
+  return D.supernodes[S.supernode].members[place].flatMap(([row, position]) => (nodes.get(row) || []).filter((node) => drawing.nodes[node].position === position));
 }
 
 // Nodes that hold the share of influence with which the graph's own page opens.
@@ -44,7 +52,7 @@ function graphCard(place, width, height) {
 
 // To the page of this graph alone, at the selected feature where it has it.
 function pageLink(place) {
-  const { href } = D.graphs[place], { drawing, nodes } = D.linked[place], [node] = nodes.get(S.selected) || [];
+  const { href } = D.graphs[place], { drawing } = D.linked[place], [node] = ringedIn(place);
   if (!href) return null;
   const at = node === undefined ? "" : `#node=${encodeURIComponent(drawing.nodes[node].id)}`;
   return h("a", { class: "own-page", href: href + at, title: "The page of this graph alone" }, "Open", h("span", { class: "sr" }, ` the page of ${D.names[place]}`));
@@ -52,14 +60,19 @@ function pageLink(place) {
 
 // What can be said of the selected feature in a graph.
 function standing(place) {
-  const { drawing, nodes } = D.linked[place];
+  const { drawing } = D.linked[place];
+  if (S.supernode >= 0) return standingOfSupernode(D.supernodes[S.supernode], place);
   if (S.selected < 0) return `${outputsOf(drawing)}`;
-  const row = D.rows[S.selected], ringed = nodes.get(S.selected) || [];
+  const row = D.rows[S.selected], ringed = ringedIn(place);
   if (row.ids[place] === null) return "not active here";
   const at = row.positions[place].map((position) => `“\u2068${visible(drawing.tokens[position])}\u2069”`).join(", ");
   const where = at ? ` at ${shortened(at, 48)}` : "";
   const share = `${percent(row.influence[place])} of influence`;
   return ringed.length ? `${share}${where}` : `${share}${where}; pruned from this graph`;
+}
+
+function standingOfSupernode({ members, shares }, place) {
+  return members[place].length ? `${featureCount(members[place].length)}, ${percent(shares[place])} passes` : "no such supernode here";
 }
 
 function outputsOf(drawing) {
@@ -71,7 +84,7 @@ function outputsOf(drawing) {
 }
 
 function smallGraph(place, width, height) {
-  const { drawing, shown: usual, nodes, row } = D.linked[place], ringed = nodes.get(S.selected) || [];
+  const { drawing, shown: usual, row } = D.linked[place], ringed = ringedIn(place);
   const shown = new Set([...usual, ...ringed]), layout = layoutOf(shown, drawing);
   const frame = { l: 30, t: 16, w: width - 38, h: height - 16 - TOKEN_ROOM };
   const at = (i) => [frame.l + (layout.x[i] / layout.width) * frame.w,
@@ -106,7 +119,8 @@ function smallAxes(drawing, layout, frame, place) {
 
 function smallEdges(drawing, shown, at, ringed) {
   const group = svg("g", { class: "edges" }), seen = (e) => shown.has(drawing.sources[e]) && shown.has(drawing.targets[e]);
-  const chosen = ringed.length ? ringed.flatMap((i) => [drawing.inputs[i], drawing.outputs[i]].flatMap((list) => list.filter(seen).slice(0, SELECTED_EDGES))) : [];
+  const each = S.supernode >= 0 ? MEMBER_EDGES : SELECTED_EDGES;
+  const chosen = ringed.length ? ringed.flatMap((i) => [drawing.inputs[i], drawing.outputs[i]].flatMap((list) => list.filter(seen).slice(0, each))) : [];
   if (!ringed.length)
     for (const e of drawing.order) if (chosen.length < GRAPH_EDGES && seen(e)) chosen.push(e);
   const most = Math.max(...chosen.map((e) => Math.abs(drawing.weights[e])), 1e-12);
@@ -130,7 +144,7 @@ function smallNodes(drawing, shown, row, at, ringed) {
   }
   for (const i of ringed) {
     const [x, y] = at(i);
-    group.append(svg("circle", { class: "ring", cx: x.toFixed(1), cy: y.toFixed(1), r: 9, "data-ring": drawing.nodes[i].id }));
+    group.append(svg("circle", { class: "ring", cx: x.toFixed(1), cy: y.toFixed(1), r: ringed.length > 3 ? 6.5 : 9, "data-ring": drawing.nodes[i].id }));
   }
   return group;
 }
