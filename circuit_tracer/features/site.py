@@ -1,7 +1,8 @@
-"""A store as pages: every feature at an address of its own, `3/417.html`, and nothing that runs.
+"""A store as pages: every feature at an address of its own, `3/417.html`, and nothing that loads.
 
 The same function draws what `export` writes into a folder and what `serving` answers with. Pages
-hold no script and load nothing; a content security policy says so to the browser. Tokens and labels
+load nothing, and none but the search of an export (`search_page`) runs a script; a content
+security policy says so to the browser. Tokens and labels
 are other people's text: whatever they hold is escaped, and control characters (those that turn
 text around among them) are spelled out.
 """
@@ -13,11 +14,12 @@ import hashlib
 import html
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from circuit_tracer import files
 from circuit_tracer.errors import InputError, OutputError
+from circuit_tracer.features import search_page
 from circuit_tracer.features.feature import Bin, Example, Feature, Group, Kin, Tokens
 from circuit_tracer.features.store import Row, Store
 
@@ -41,7 +43,7 @@ a { color: var(--link); text-underline-offset: 2px; }
 header { background: var(--card); border-bottom: 1px solid var(--line); }
 header nav { max-width: 76rem; margin: 0 auto; padding: .6rem 1rem; display: flex; flex-wrap: wrap;
   gap: .4rem 1.2rem; align-items: center; }
-header form { margin-inline-start: auto; display: flex; gap: .4rem; }
+header form { margin-inline-start: auto; } form { display: flex; gap: .4rem; }
 input, button { font: inherit; color: inherit; min-height: 2.1rem; padding: .1rem .7rem;
   border: 1px solid var(--line); border-radius: 7px; background: var(--paper); }
 input { width: 13rem; max-width: 60vw; }
@@ -91,25 +93,31 @@ POLICY = (
 
 
 def page(store: Store, path: str, live: bool = False, query: str = "") -> str | None:
-    """The page at an address (`index.html`, `3/index.html`, `3/2.list.html`, `3/417.html`).
+    """The page at an address (`index.html`, `search.html`, `3/index.html`, `3/2.list.html`,
+    `3/417.html`; of a store too large for one search, `3/search.html`).
 
     Args:
-        live: somebody answers searches; `search.html` is a page too, of what `query` finds.
+        live: somebody answers searches, and `search.html` is what `query` finds.
 
     Returns:
         HTML; None where there is no such page.
     """
     if path in ("", "index.html"):
-        return _document(store, "Features", _front(store), "", live)
+        return _still(store, "Features", _front(store), "", live)
     if live and path == "search.html":
         rows = store.search(query, 100) if query.strip() else []
         body = _table(rows, "") if rows else "<p>Nothing found.</p>"
         title = f"Search: {query}"
-        return _document(store, title, _heading(title) + body, "", live)
-    found = re.fullmatch(r"(\d{1,9})/(?:(\d{1,9})(\.list)?|index)\.html", path)
+        return _still(store, title, _heading(title) + body, "", live)
+    if path == "search.html":
+        return _search(store, store.layers, "")
+    found = re.fullmatch(r"(\d{1,9})/(?:(\d{1,9})(\.list)?|index|search)\.html", path)
     if found is None:
         return None
     layer, number = int(found[1]), found[2]
+    if path.endswith("/search.html"):
+        known = layer in store.layers and not live and not search_page.whole(store)
+        return _search(store, [layer], "../") if known else None
     if number is None or found[3]:
         return _list(store, layer, int(number or 0), live)
     try:
@@ -119,7 +127,7 @@ def page(store: Store, path: str, live: bool = False, query: str = "") -> str | 
             return None
         raise
     title = f"{feature.layer}.{feature.id} {feature.label.text}"
-    return _document(store, title, _feature(store, feature), "../", live)
+    return _still(store, title, _feature(store, feature), "../", live)
 
 
 def export(store: Store, folder: str | os.PathLike[str], progress: Progress | None = None) -> None:
@@ -144,33 +152,57 @@ def export(store: Store, folder: str | os.PathLike[str], progress: Progress | No
 
 def _paths(store: Store) -> Iterator[str]:
     yield "index.html"
+    yield "search.html"
     for layer in store.layers:
         yield f"{layer}/index.html"
+        if not search_page.whole(store):
+            yield f"{layer}/search.html"
         pages = -(-store.width(layer) // ROWS)
         yield from (f"{layer}/{number}.list.html" for number in range(1, pages))
     yield from (f"{row.layer}/{row.id}.html" for row in store)
 
 
-def _document(store: Store, title: str, body: str, up: str, live: bool) -> str:
+def _still(store: Store, title: str, body: str, up: str, live: bool) -> str:
+    """A page that runs nothing."""
+    return _document(store, title, body, up, POLICY, _form(store, up, live))
+
+
+def _document(store: Store, title: str, body: str, up: str, policy: str, form: str) -> str:
     name = _text(str(store.about.get("transcoders") or store.path.stem))
-    form = (
-        f'<form action="{up}search.html" role="search"><input type="search" name="q" '
-        'aria-label="Search features" placeholder="a word" accesskey="s"> '
-        "<button>Search</button></form>"
-        if live
-        else ""
-    )
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_text(POLICY)}">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_text(policy)}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="referrer" content="no-referrer">'
         f"<title>{_text(title)}</title><style>{STYLE}</style></head><body>"
         f'<a class="skip" href="#main">Skip to the page</a><header><nav aria-label="Site">'
         f'<a href="{up}index.html">Features of {name}</a>'
-        f'<a href="{up}{_lucky(store, title)}" accesskey="l">I’m feeling lucky</a>{form}</nav>'
+        f'<a href="{up}{_lucky(store, title)}" accesskey="l">I’m feeling lucky</a>'
+        f"{form}</nav>"
         f'</header><main id="main">{body}</main></body></html>\n'
     )
+
+
+def _form(store: Store, up: str, live: bool) -> str:
+    """The search of all features; in the export of a large store, the way to that of the layer."""
+    if not (live or search_page.whole(store)):
+        return '<a href="search.html">Search</a>'
+    return (
+        f'<form action="{up}search.html" role="search"><input type="search" name="q" '
+        'aria-label="Search features" placeholder="a word" accesskey="s"> '
+        "<button>Search</button></form>"
+    )
+
+
+def _search(store: Store, layers: Sequence[int], up: str) -> str:
+    """The page that searches by itself; the field stands in it, not above."""
+
+    def cells(row: Row) -> tuple[str, str, str]:
+        return _shown(row.label.text), _percent(row.density), _number(row.largest)
+
+    title = f"Search layer {layers[0]}" if up else "Search"
+    body = _heading(title) + search_page.body(store, layers, up, cells)
+    return _document(store, title, body, up, POLICY + search_page.permission(), "")
 
 
 def _heading(title: str) -> str:
@@ -212,7 +244,7 @@ def _list(store: Store, layer: int, number: int, live: bool) -> str | None:
     pages = f'<nav class="steps" aria-label="Pages">{" ".join(around)}</nav>' if around else ""
     title = f"Layer {layer}"
     body = f"{_heading(title)}{pages}{_table(rows, '../')}"
-    return _document(store, title, body, "../", live)
+    return _still(store, title, body, "../", live)
 
 
 def _list_name(number: int) -> str:
@@ -373,13 +405,17 @@ def _lucky(store: Store, title: str) -> str:
 
 def _text(text: str) -> str:
     """Somebody's text as HTML that shows it and does nothing."""
-    kept = "".join(
+    return html.escape(_shown(text))
+
+
+def _shown(text: str) -> str:
+    """Somebody's text with what cannot be seen spelled out."""
+    return "".join(
         char if char.isprintable() or char in "\u200c\u200d"
         else "⏎" if char == "\n"
         else char.encode("unicode_escape", "surrogatepass").decode()
         for char in text
     )  # fmt: skip
-    return html.escape(kept)
 
 
 def _number(value: float | None) -> str:

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from circuit_tracer.errors import InputError
 from circuit_tracer.facts import EdgeHeads, HeadScore
 
@@ -164,11 +166,51 @@ def by_influence(nodes: Sequence[DrawnNode], among: Sequence[int]) -> list[int]:
 
 
 def strongest_edges(drawing: Drawing, visible: Sequence[int], count: int) -> list[int]:
-    """Indices of the `count` edges of largest |weight| between `visible` nodes, strongest first."""
-    shown = set(visible)
-    edges = drawing.edges
-    inside = [i for i, (s, t, _) in enumerate(edges) if s in shown and t in shown]
-    return sorted(inside, key=lambda i: (-abs(edges[i][2]), i))[:count]
+    """Indices of the `count` edges between `visible` nodes that carry most, strongest first.
+
+    What an edge carries is `carried`. By weight alone, tokens into the first layer would come
+    first in every graph: weights there are largest, whatever they lead to. Ties go by weight, so
+    that a graph without influences is drawn by its weights.
+    """
+    sources, targets, weights = _columns(drawing)
+    shown = np.zeros(len(drawing.nodes), bool)
+    shown[list(visible)] = True
+    inside = np.flatnonzero(shown[sources] & shown[targets])
+    size, part = np.abs(weights[inside]), carried(drawing)[inside]
+    chosen: list[int] = inside[np.lexsort((inside, -size, -part))][:count].tolist()
+    return chosen
+
+
+def carried(drawing: Drawing) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """(n_edges,) the influence that passes each edge.
+
+    Its weight as a share of all that enters its target, times the influence of the target (the
+    probability of an output). In a graph that was not pruned, what the edges out of a node carry
+    is together the node's influence.
+    """
+    _, targets, weights = _columns(drawing)
+    nodes, size = drawing.nodes, np.abs(weights)
+    entering = np.bincount(targets, size, len(nodes))
+    for index, total in drawing.totals.items():
+        entering[index] = total or entering[index]
+    weight_of = np.array([_matters(node) for node in nodes])
+    shares = np.divide(size, entering[targets], out=np.zeros_like(size), where=size > 0)
+    passed: np.ndarray[Any, np.dtype[np.float64]] = shares * weight_of[targets]
+    return passed
+
+
+def _columns(drawing: Drawing) -> tuple[np.ndarray[Any, Any], ...]:
+    """Sources, targets and weights of the edges."""
+    columns = list(zip(*drawing.edges, strict=True)) or [(), (), ()]
+    return tuple(
+        np.array(column, kind) for column, kind in zip(columns, (int, int, float), strict=True)
+    )
+
+
+def _matters(node: DrawnNode) -> float:
+    if node.kind == "logit":
+        return 1.0 if node.probability is None else node.probability
+    return max(node.influence, 0.0)
 
 
 def holding(drawing: Drawing, share: float) -> list[int]:
@@ -211,7 +253,8 @@ def fitted(drawing: Drawing, nodes: int = MOST_NODES, edges: int = MOST_EDGES) -
     """The drawing itself if a page can carry it, else its strongest part with a notice.
 
     Logits come first, then embeddings (unless the prompt is so long that they alone would fill
-    the page), then features and errors by influence; of the edges between them, the strongest.
+    the page), then features and errors by influence; of the edges between them, those that carry
+    most of it.
     """
     if len(drawing.nodes) <= nodes and len(drawing.edges) <= edges:
         return drawing
@@ -244,7 +287,10 @@ def _fitted_groups(groups: Sequence[DrawnGroup], row: Mapping[int, int]) -> tupl
 
 
 def _dropped(drawing: Drawing, n_nodes: int, n_edges: int) -> str:
+    def part(kept: int, of: int, name: str) -> str:
+        return f"all {of:,} {name}" if kept == of else f"{kept:,} of {of:,} {name}"
+
     return (
-        f"Only the strongest part is drawn: {n_nodes:,} of {len(drawing.nodes):,} nodes and "
-        f"{n_edges:,} of {len(drawing.edges):,} edges."
+        f"Only the strongest part is drawn: {part(n_nodes, len(drawing.nodes), 'nodes')} and "
+        f"{part(n_edges, len(drawing.edges), 'edges')}."
     )

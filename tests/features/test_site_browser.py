@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from circuit_tracer.features import open_store
+from circuit_tracer.features import open_store, site
 from circuit_tracer.features.serving import server
 
 pytestmark = pytest.mark.browser
@@ -56,4 +56,57 @@ def test_search_is_reached_and_used_by_keyboard(browser, address):
     tab.click("main table a >> nth=0")
     assert "capital" in tab.inner_text("h1")
     assert tab.locator(".row b").count() > 3 and tab.locator(".bars i").count() > 1
+    context.close()
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """Some pages of an export, as they lie on a disk."""
+    folder = tmp_path_factory.mktemp("site")
+    store = open_store("plt")
+    for path in ("index.html", "search.html", "5/417.html"):
+        (folder / path).parent.mkdir(exist_ok=True)
+        (folder / path).write_text(site.page(store, path), encoding="utf-8")
+    return folder, store
+
+
+def found_by(tab):
+    return tab.locator("#found td.l a").all_inner_texts()
+
+
+def test_an_export_searches_from_disk_as_the_store_does(browser, exported):
+    folder, store = exported
+    context = browser.new_context(offline=True)
+    tab = context.new_page()
+    complaints = []
+    tab.on("console", lambda message: complaints.append(message.text))
+    tab.goto((folder / "5/417.html").as_uri())
+    tab.fill("input[name=q]", "Capital")
+    tab.keyboard.press("Enter")
+    tab.wait_for_url("**/search.html?q=Capital")
+    for words in ("Capital", "ital", "\u5c0f", '"', " groß ", "nowhere at all", ""):
+        tab.fill("#q", words)
+        expected = store.search(words, 100) if words.strip() else []
+        assert found_by(tab) == [f"{row.layer}.{row.id}" for row in expected], words
+    tab.fill("#q", "nowhere at all")
+    assert tab.inner_text("#said") == "Nothing found."
+    tab.fill("#q", "capital")
+    assert tab.locator("#found a").first.get_attribute("href").endswith(".html")
+    assert complaints == []
+    context.close()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1440, "dark"), (320, "light")])
+def test_the_search_of_an_export_fits_and_is_accessible(browser, exported, width, scheme):
+    context = browser.new_context(
+        viewport={"width": width, "height": 800}, color_scheme=scheme, bypass_csp=True
+    )
+    tab = context.new_page()
+    tab.goto((exported[0] / "search.html").as_uri() + "?q=capital")
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert len(found_by(tab)) > 3
+    if checker := os.environ.get("CIRCUIT_TRACER_AXE", ""):
+        tab.evaluate(Path(checker).read_text(encoding="utf-8"))
+        found = tab.evaluate("axe.run().then((result) => result.violations)")
+        assert not [(one["id"], one["nodes"][0]["html"]) for one in found]
     context.close()

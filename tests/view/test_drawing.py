@@ -14,6 +14,7 @@ from circuit_tracer.errors import InputError
 from circuit_tracer.view import Drawing, DrawnNode, figure, render
 from circuit_tracer.view.drawing import (
     DrawnGroup,
+    carried,
     error_share,
     fitted,
     holding,
@@ -72,11 +73,36 @@ def test_a_small_drawing_opens_whole_and_a_large_one_does_not(drawing):
     assert start_share(drawing) == 0.8
 
 
+def test_what_the_edges_of_a_node_carry_is_its_influence():
+    """A chain with a fork: half of the output comes from each of two features, and so on up."""
+    names = ("E_1_0", "0_1_0", "0_2_0", "1_3_0")
+    features = [replace(FEATURE, id=name, layer=int(name[0])) for name in names[1:]]
+    influence = dict(zip(names, (0.72, 0.38, 0.34, 0.42), strict=True))
+    nodes = [replace(n, influence=influence[n.id]) for n in (EMBEDDING, *features)]
+    nodes.append(replace(LOGIT, influence=0.0, probability=0.8))
+    edges = ((0, 1, 9.0), (0, 2, -5.0), (1, 3, 1.0), (2, 3, 0.0), (1, 4, 1.7), (2, 4, -1.7),
+             (3, 4, 2.1), (3, 4, -2.1))  # fmt: skip
+    drawn = tiny(nodes, edges, totals={3: 0.42 / 0.04})
+    passed = carried(drawn)
+    assert sum(passed[4:]) == pytest.approx(0.8), "all that an output is worth enters it"
+    assert passed[:2].tolist() == pytest.approx([0.38, 0.34])
+    assert passed[2] == pytest.approx(0.04), "a share of all that enters, drawn or not"
+    assert passed[2] + passed[4] == pytest.approx(0.04 + 0.8 * 1.7 / 7.6)
+    assert strongest_edges(drawn, range(5), 4) == [0, 1, 6, 7], "not the largest weights"
+
+
+def test_edges_of_a_graph_without_influence_go_by_weight():
+    nodes = [replace(EMBEDDING, influence=0.0), replace(FEATURE, influence=0.0), LOGIT]
+    nodes[2] = replace(LOGIT, probability=0.0)
+    drawn = tiny(nodes, ((0, 1, 0.5), (1, 2, -2.0), (0, 2, 1.0)))
+    assert strongest_edges(drawn, range(3), 3) == [1, 2, 0]
+
+
 def test_strongest_edges_join_visible_nodes_only(drawing):
     shown = holding(drawing, 0.8)
     chosen = strongest_edges(drawing, shown, 50)
-    weights = [abs(drawing.edges[i][2]) for i in chosen]
-    assert len(chosen) == 50 and weights == sorted(weights, reverse=True)
+    parts = carried(drawing)[chosen].tolist()
+    assert len(chosen) == 50 and parts == sorted(parts, reverse=True)
     assert all({drawing.edges[i][0], drawing.edges[i][1]} <= set(shown) for i in chosen)
 
 

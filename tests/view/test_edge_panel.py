@@ -264,3 +264,13 @@ def test_what_does_not_fit_takes_its_heads_along():
         ends = old[part.nodes[source].id], old[part.nodes[target].id]
         assert part.heads[source, target] is some.heads[ends]
         assert part.totals[target] == 2.0 * ends[1]
+
+
+def test_a_saved_picture_shows_the_chosen_edge(page, headed):
+    edge = strongest(headed)
+    go(page, address(headed, edge))
+    count, solid = page.js("""() => { const tree = new DOMParser().parseFromString(
+        circuit.svgText(), "image/svg+xml"), nodes = [...tree.querySelectorAll("#nodes > *")];
+        return [tree.querySelectorAll("#edges path").length,
+                nodes.filter((node) => node.getAttribute("opacity") > 0.5).length]; }""")
+    assert (count, solid) == (1, 2)

@@ -11,6 +11,7 @@ import pytest
 
 from circuit_tracer.comparing.compare import compare
 from circuit_tracer.view import Drawing, DrawnNode
+from circuit_tracer.view.drawing import strongest_edges
 from circuit_tracer.view.notebook import PLOTLY, Shown, circuit_bundle, rounded, table_bundle
 from circuit_tracer.view.picture import EDGES, picture
 from tests.compare.conftest import _random
@@ -53,9 +54,9 @@ def test_the_picture_has_every_shown_node_and_the_strongest_edges(drawing):
     assert len(titles) == len(drawing.nodes)
     curves = [path for path in root.findall(f"{SVG}path") if "C" in path.get("d")]
     assert len(curves) == 50
-    strongest = sorted((weight for _, _, weight in drawing.edges), key=abs)[-50:]
+    chosen = strongest_edges(drawing, range(len(drawing.nodes)), 50)
     dashed = sum(path.get("stroke-dasharray") is not None for path in curves)
-    assert dashed == sum(weight < 0 for weight in strongest)
+    assert dashed == sum(drawing.edges[i][2] < 0 for i in chosen)
     height = float(root.get("viewBox").split()[3])
     for shape in root.findall(f"{SVG}circle"):
         assert 0 <= float(shape.get("cx")) <= 960 and 0 <= float(shape.get("cy")) <= height

@@ -18,6 +18,7 @@ import pytest
 from circuit_tracer.view.drawing import by_influence, holding, strongest_edges
 from circuit_tracer.view.layout import layout
 from circuit_tracer.view.wording import shortened, title
+from tests.view.conftest import synthetic
 
 pytestmark = pytest.mark.browser
 
@@ -101,6 +102,15 @@ def test_counts_are_those_of_the_drawing(page, drawing):
     assert chips == [f"·{t[1:]}" if t.startswith(" ") else t for t in drawing.tokens]
 
 
+def test_the_edges_first_drawn_are_those_that_carry_most(page, drawing):
+    chosen = strongest_edges(drawing, holding(drawing, 0.8), 600)
+    ids = [node.id for node in drawing.nodes]
+    expected = [(ids[s], ids[t]) for s, t, _ in (drawing.edges[i] for i in chosen)]
+    drawn = page.js("""() => { const { nodes, sources, targets } = circuit.drawing();
+        return circuit.graph.edges.map((e) => [nodes[sources[e]].id, nodes[targets[e]].id]); }""")
+    assert [tuple(pair) for pair in drawn] == expected
+
+
 @pytest.mark.parametrize("rank", [0, 7, 40])
 def test_the_strongest_inputs_and_outputs_are_those_of_the_drawing(page, drawing, rank):
     index = node_of(drawing, rank)
@@ -150,6 +160,37 @@ def test_markers_and_edges_stay_together(page):
     page.tab.click("#theme")
     page.settle()
     aligned(page)
+
+
+MOVING = """async (steps) => {
+    const stage = document.getElementById("stage"), far = [], c = window.circuit;
+    const frame = () => new Promise((done) => requestAnimationFrame(done));
+    for (const [deltaX, deltaY] of steps) {
+        stage.dispatchEvent(new WheelEvent("wheel", { deltaX, deltaY, clientX: 500, clientY: 400,
+            bubbles: true, cancelable: true }));
+        await frame();
+        await frame();
+        const box = stage.getBoundingClientRect(), kinds = ["feature", "error", "embedding"];
+        const nodes = kinds.flatMap((kind) =>
+            [...c.graph.shown].filter((i) => c.drawing().nodes[i].kind === kind));
+        const points = [...document.querySelectorAll("#plot path.point")];
+        far.push(Math.max(...nodes.map((i, k) => {
+            const at = points[k].getBoundingClientRect(), [x, y] = c.project(i);
+            return Math.hypot((at.left + at.right) / 2 - box.left - x,
+                              (at.top + at.bottom) / 2 - box.top - y);
+        })));
+    }
+    return [Math.max(...far), c.busy()]; }"""
+
+
+@pytest.mark.parametrize("errors", [None, 0])
+def test_markers_follow_while_the_picture_moves(page, errors):
+    if errors is not None:
+        page.show(synthetic(120, 900, n_errors=errors))
+    off, moving = page.js(MOVING, [[0, -300], [40, 0], [25, 0], [0, -90], [-30, 0], [0, 50]])
+    assert off < 0.75 and moving, "before plotly has heard of it"
+    page.settle()
+    assert page.js(MOVING, [[20, 0]])[0] < 0.75
 
 
 def test_a_scaled_parent_does_not_scale_the_canvas(page):

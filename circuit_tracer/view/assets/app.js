@@ -94,7 +94,7 @@ function placeOfEdges(count) {
 
 function drawControls() {
   $("influence").value = S.influence;
-  $("influence-says").textContent = `${S.influence} %, ${counted(G.shown.size)} of ${counted(D.nodes.length)} nodes`;
+  $("influence-says").replaceChildren(`${S.influence} %, ${counted(G.shown.size)} of ${counted(D.nodes.length)}`, h("span", { class: "unit" }, " nodes"));
   const slider = $("edges");
   if (document.activeElement !== slider) slider.value = placeOfEdges(S.edges);
   slider.disabled = !D.n_edges;

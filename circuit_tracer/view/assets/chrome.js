@@ -20,7 +20,8 @@ function wireChrome(themed) {
   $("skip").addEventListener("click", (event) => { event.preventDefault(); $("panel").focus(); });
   for (const button of document.querySelectorAll("[data-save]"))
     button.addEventListener("click", () => { $("save").open = false; SAVERS[button.dataset.save](); });
-  document.addEventListener("pointerdown", (event) => { if (!event.target.closest("#save")) $("save").open = false; });
+  for (const leaving of ["pointerdown", "focusin"])
+    document.addEventListener(leaving, (event) => { if (!event.target.closest("#save")) $("save").open = false; });
   wireTabs();
 }
 

@@ -77,9 +77,21 @@ function rank(drawing) {
     .sort((a, b) => b.probability - a.probability || a.index - b.index).map((node) => node.index);
   drawing.into = drawing.nodes.map((node) => drawing.total[node.index]
     || drawing.inputs[node.index].reduce((sum, e) => sum + Math.abs(drawing.weights[e]), 0));
+  lead(drawing);
   drawing.largest = {};
   for (const node of drawing.nodes)
     drawing.largest[node.kind] = Math.max(drawing.largest[node.kind] || 0, measure(node));
+}
+
+// Edges by the influence that passes them, as view/drawing.py ranks them: the share of what enters
+// the target, times what the target is worth. Ties keep the order by weight.
+function lead(drawing) {
+  const { nodes, targets, weights, into, order } = drawing, carried = new Float64Array(order.length);
+  for (const e of order) {
+    const target = nodes[targets[e]], worth = target.kind === "logit" ? target.probability ?? 1 : Math.max(target.influence, 0);
+    carried[e] = weights[e] ? (Math.abs(weights[e]) / into[target.index]) * worth : 0;
+  }
+  drawing.leading = order.slice().sort((a, b) => carried[b] - carried[a]);
 }
 
 // What the size of a node tells.

@@ -115,7 +115,7 @@ function uncomputed(e) {
     D.heads.size
       ? h("p", {}, "This edge is not among those whose heads were worked out for this page. Trace with ", h("code", {}, "--heads all"), ", or ask the saved graph:")
       : h("p", {}, "This page was made without heads. Trace with ", h("code", {}, "--heads all"), ", or ask the saved graph:"),
-    h("p", {}, h("code", {}, `circuit-tracer query FILE heads ${a} ${b}`)));
+    h("p", {}, h("code", { class: "command" }, `circuit-tracer query FILE heads ${a} ${b}`)));
 }
 
 // What the heads of each layer carry together: up excites, down inhibits.

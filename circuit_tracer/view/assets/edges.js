@@ -1,5 +1,5 @@
-// Edges on a canvas under plotly's markers: the strongest K between visible nodes, five bins of
-// rank, positive solid and negative dashed. One path a bin and sign, so that 600 edges are ten
+// Edges on a canvas under plotly's markers: of those between visible nodes the K that carry most
+// influence, five bins of rank, positive solid and negative dashed. One path a bin and sign, so that 600 edges are ten
 // strokes, and opacity does not add up inside a bin.
 
 const BIN_ENDS = [0.015, 0.06, 0.18, 0.45, 1];
@@ -8,10 +8,10 @@ const BIN_OPACITY = [0.85, 0.55, 0.34, 0.2, 0.11];
 const IN_MOTION = 600;  // edges drawn while the picture moves
 const DASH = [5, 3];
 
-// The edges to draw, strongest first; what lies beyond the K strongest is never touched.
+// The edges to draw, those that carry most first; what lies beyond the K first is never touched.
 function chooseEdges(shown) {
   const chosen = [];
-  for (const e of D.order) {
+  for (const e of D.leading) {
     if (chosen.length >= S.edges) break;
     if (shown.has(D.sources[e]) && shown.has(D.targets[e])) chosen.push(e);
   }

@@ -40,10 +40,9 @@ function axesSvg() {
 
 function edgesSvg() {
   const group = svg("g", { id: "edges", fill: "none", "clip-path": "url(#plot-area)" });
-  const focus = S.selected >= 0;
-  const drawn = focus
+  const drawn = S.selected >= 0 || S.edge >= 0
     ? [...$("overlay").querySelectorAll("[data-edge]")].map((path) => ({ e: Number(path.dataset.edge),
-        width: path.getAttribute("stroke-width"), opacity: path.getAttribute("opacity") }))
+        width: path.getAttribute("stroke-width"), opacity: path.getAttribute("opacity") ?? 1 }))
     : G.edges.map((e, rank) => ({ e, width: BIN_WIDTH[binOf(rank, G.edges.length)], opacity: BIN_OPACITY[binOf(rank, G.edges.length)] })).reverse();
   for (const { e, width, opacity } of drawn) {
     const negative = D.weights[e] < 0;
@@ -55,11 +54,12 @@ function edgesSvg() {
 
 function nodesSvg() {
   const group = svg("g", { id: "nodes", "clip-path": "url(#plot-area)" }), c = G.colours;
-  const near = new Set(S.selected < 0 ? [] : [S.selected, ...D.inputs[S.selected].map((e) => D.sources[e]), ...D.outputs[S.selected].map((e) => D.targets[e])]);
+  const near = new Set(S.edge >= 0 ? [D.sources[S.edge], D.targets[S.edge]] : S.selected < 0 ? G.shown
+    : [S.selected, ...D.inputs[S.selected].map((e) => D.sources[e]), ...D.outputs[S.selected].map((e) => D.targets[e])]);
   for (const i of G.shown) {
     const node = D.nodes[i], colour = colourOf(node.kind), open = node.kind === "error";
     group.append(shapeOf(node, ...project(i), diameter(node), { fill: open ? c.paper : colour,
-      stroke: open ? colour : c.paper, "stroke-width": 1, opacity: S.selected < 0 || near.has(i) ? 0.95 : 0.3 }));
+      stroke: open ? colour : c.paper, "stroke-width": 1, opacity: near.has(i) ? 0.95 : 0.3 }));
   }
   return group;
 }

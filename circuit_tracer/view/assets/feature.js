@@ -23,6 +23,7 @@ function rowOf(index) {
 }
 
 function featurePanel() {
+  if (S.supernode >= 0) return supernodePanel(D.supernodes[S.supernode]);
   return S.selected >= 0 ? selectedPanel(D.rows[S.selected]) : overviewPanel();
 }
 
@@ -30,6 +31,7 @@ function overviewPanel() {
   const shared = D.lanes.find(({ lane }) => lane === "all").rows;
   return [h("h2", { class: "sr" }, "Overview"), heading("Who has what"), laneTable(), ...(D.summary ? [h("p", { class: "summary", dir: "auto" }, D.summary)] : []),
     heading(`Most influential features ${laneName("all").toLowerCase()}`, shared.length), rows(shared, rowOf, "No feature is in every graph."),
+    ...(D.supernodes.length ? [heading("Supernodes that graphs share", D.supernodes.length), rows(D.supernodes, supernodeRow, "")] : []),
     ...(D.roles.length ? [heading("Different features in one role", D.roles.length), rows(D.roles, roleRow, "")] : [])];
 }
 
@@ -71,7 +73,7 @@ function selectedPanel(row) {
     h("p", { class: "actions" }, h("button", { type: "button", onclick: () => select(-1, { focus: true }) }, "Clear")),
     heading("Share of influence"),
     h("ul", { class: "shares" }, D.names.map((name, place) => shareOf(row, place, most))),
-    ...partnersOf(row), ...spreadOf(row), ...effects("Promotes", row.promoted), ...effects("Suppresses", row.suppressed),
+    ...partnersOf(row), ...supernodesOf(row), ...spreadOf(row), ...effects("Promotes", row.promoted), ...effects("Suppresses", row.suppressed),
     ...(row.promoted.length || row.suppressed.length ? [] : [heading("Promotes"), h("p", { class: "empty" }, "This comparison holds no token effects.")]),
     ...meaningOf(row),
     ...edgesOf("inputs", "Inputs", D.inputs[row.index], "source"), ...edgesOf("outputs", "Outputs", D.outputs[row.index], "target"),
@@ -142,7 +144,7 @@ function searchPanel() {
 function aboutPanel() {
   return [h("h2", { class: "sr" }, "About this comparison"), heading("Prompts"),
     h("dl", { class: "about" }, D.graphs.map((graph, place) => h("div", {}, h("dt", {}, h("bdi", {}, graph.name)),
-      h("dd", textOf(place), D.drawings[place].prompt), h("dd", { class: "notes" }, D.drawings[place].notices.map((words) => h("small", {}, words)))))),
+      h("dd", textOf(place), D.drawings[place].prompt), originOf(place) ? h("dd", {}, h("bdi", {}, originOf(place))) : null, h("dd", { class: "notes" }, D.drawings[place].notices.map((words) => h("small", {}, words)))))),
     heading("Models"), pairList([["model", [...new Set(D.drawings.map(({ model }) => model))].join(", ")],
       ["transcoders", [...new Set(D.drawings.map(({ transcoders }) => transcoders))].join(", ")]]),
     ...(Object.keys(D.about).length ? [heading("Parameters"), pairList(Object.entries(D.about))] : []),
@@ -151,6 +153,7 @@ function aboutPanel() {
     h("p", {}, "A mark is a feature, counted once wherever in a prompt it is active; its row is its layer, its lane the graphs that have it, and its area grows with the largest share that it holds of the influence in any of them."),
     h("p", {}, "Overlap is, layer by layer, what two graphs share: by influence (the sum of the smaller shares over the sum of the larger) or plain (features active in both over features active in either). "
       + "The grey band is what texts of the same languages share that have nothing to do with each other, the dotted line what texts share that say the same. The numbers beside the curve say how many features are active; a dot is hollow where they are too few to conclude anything. In the heatmap, a line through a cell says that the pair shares no more there than unrelated texts."),
+    ...(D.supernodes.length ? [h("p", {}, "A supernode is a group of features that do the same thing in one graph. Those of two graphs are taken for one where each is the other's nearest by the features they have in common, and these are at least a third of what either has. The figure beside one is the least such share among its graphs.")] : []),
     h("p", {}, "In the graphs, marks have the colour of their lane; solid edges excite, dashed edges inhibit. An edge between two features of the comparison is what passes between them at any positions, as a share of all that is explained.")];
 }
 
@@ -163,7 +166,7 @@ function drawTable(most = TABLE_ROWS) {
   const shown = D.ranked.filter((index) => among(D.rows[index]));
   place.replaceChildren(featureTable(shown.slice(0, most), shown.length), ...(shown.length > most
     ? [h("button", { type: "button", class: "more", onclick: () => drawTable(Infinity) }, `Show all ${counted(shown.length)}`)] : []),
-    ...(D.overlaps.length ? [overlapTable()] : []));
+    ...(D.supernodes.length ? [supernodeTable()] : []), ...(D.overlaps.length ? [overlapTable()] : []));
 }
 
 function featureTable(shown, count) {

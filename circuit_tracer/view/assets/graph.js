@@ -1,7 +1,8 @@
-// The main graph: plotly draws grid, bands and markers; this file decides what it is given, keeps
-// the view inside the data, and tells every other file where a node stands in pixels. Names of
-// tokens and layers are in the overlay: plotly measures each of its own on every frame, which
-// took half the time of a zoom, and reads markup in them.
+// The main graph: plotly draws the markers; this file decides what it is given, keeps the view
+// inside the data, and tells every other file where a node stands in pixels. Bands and lines are
+// in an SVG below, names of tokens and layers in the overlay: plotly measures each of its own on
+// every frame and reads markup in them. While the picture moves, its markers are moved here, and
+// plotly hears of it when it rests: restyling every marker took half the time of a pan.
 
 const G = { layout: null, shown: null, held: 0, edges: [], inside: 0, frame: null, width: 0,
   height: 0, colours: {}, angle: 0, scale: 1 };
@@ -34,12 +35,13 @@ function fullView() {
 }
 
 // What a fresh page and the key 0 show: everything, or, of a prompt too long for the screen, its
-// end, where the outputs are.
+// end, where the outputs are; they stand in the middle of a last column wider than the screen.
 function homeView() {
   const full = fullView(), needed = LEAST_COLUMN * D.tokens.length;
   if (needed <= G.frame.w * 1.15) return full;
   const span = Math.min(G.layout.width * (G.frame.w / needed), G.frame.w / LEAST_SLOT);
-  return { x: [full.x[1] - span, full.x[1]], y: full.y };
+  const [from, to] = G.layout.columns.at(-1), end = to - from > span ? (from + to + span) / 2 : full.x[1];
+  return { x: [end - span, end], y: full.y };
 }
 
 function atHome() {
@@ -119,6 +121,8 @@ function rebuild() {
   G.edges = chooseEdges(shown);
   G.inside = countEdges(shown);
   Plotly.react($("plot"), traces(), plotLayout(), { staticPlot: true, displayModeBar: false });
+  settleMarkers();
+  drawGround();
   drawEdges();
   drawOverlay();
   drawControls();
@@ -126,8 +130,9 @@ function rebuild() {
 }
 
 function traces() {
-  return KINDS.map((kind) => {
-    const members = [...G.shown].filter((i) => D.nodes[i].kind === kind);
+  G.members = KINDS.map((kind) => [...G.shown].filter((i) => D.nodes[i].kind === kind));
+  return KINDS.map((kind, k) => {
+    const members = G.members[k];
     const open = kind === "error";
     return {
       type: "scatter", mode: "markers", name: kind, hoverinfo: "skip",
@@ -143,19 +148,49 @@ function traces() {
 
 function plotLayout() {
   const { l, t, r, b } = G.frame;
-  const bands = G.layout.columns.filter((_, i) => i % 2 === 0).map(([from, to]) => ({
-    type: "rect", xref: "x", yref: "paper", x0: from, x1: to, y0: 0, y1: 1, layer: "below",
-    fillcolor: G.colours.band, line: { width: 0 },
-  }));
   const axis = { showgrid: false, zeroline: false, showline: false, ticks: "", fixedrange: true,
     automargin: false, autorange: false, showticklabels: false };
   return {
     width: G.width, height: G.height, autosize: false, showlegend: false, hovermode: false,
     margin: { l, t, r, b, pad: 0 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-    shapes: bands,
-    xaxis: { ...axis, range: S.view.x.slice() },
-    yaxis: { ...axis, range: S.view.y.slice(), tickvals: layerTicks(), showgrid: true, gridcolor: G.colours.rule },
+    xaxis: { ...axis, range: S.view.x.slice() }, yaxis: { ...axis, range: S.view.y.slice() },
   };
+}
+
+// Bands of the tokens and lines of the layers, as far as they are in view.
+function drawGround() {
+  const { l, t, w, h } = G.frame, bands = [], lines = [];
+  G.layout.columns.forEach(([from, to], i) => {
+    const left = Math.max(xOf(from), l), right = Math.min(xOf(to), l + w);
+    if (i % 2 === 0 && right > left) bands.push(`M${left.toFixed(1)} ${t}H${right.toFixed(1)}V${t + h}H${left.toFixed(1)}z`);
+  });
+  for (const value of layerTicks()) {
+    const y = Math.round(yOf(value)) + 0.5;
+    if (y >= t && y <= t + h) lines.push(`M${l} ${y}H${l + w}`);
+  }
+  $("ground").setAttribute("viewBox", `0 0 ${G.width} ${G.height}`);
+  $("ground").replaceChildren(svg("path", { class: "bands", d: bands.join("") }), svg("path", { class: "lines", d: lines.join("") }));
+}
+
+// Markers where the view has them, without plotly: all of them shifted as one where it only
+// panned since they were last placed, else each by itself.
+function moveMarkers() {
+  const layer = $("plot").querySelector(".scatterlayer"), { x, y } = G.placed, { l, t } = G.frame;
+  if (!layer) return;  // a graph without nodes
+  const span = (axis, view) => view[axis][1] - view[axis][0];
+  const panned = ["x", "y"].every((axis) => Math.abs(span(axis, S.view) / span(axis, G.placed) - 1) < 1e-9);
+  if (panned) {
+    const dx = ((x[0] - S.view.x[0]) / span("x", S.view)) * G.frame.w, dy = ((S.view.y[0] - y[0]) / span("y", S.view)) * G.frame.h;
+    layer.setAttribute("transform", `translate(${dx} ${dy})`);
+    return;
+  }
+  layer.removeAttribute("transform");
+  const drawn = G.members.flat();  // kind by kind, as plotly was given them
+  layer.querySelectorAll("path.point").forEach((point, k) => {
+    const [px, py] = project(drawn[k]);
+    point.setAttribute("transform", `translate(${px - l},${py - t})`);
+  });
+  G.placed = { x: S.view.x.slice(), y: S.view.y.slice() };
 }
 
 // Layers that get a line and a name at this zoom.
@@ -169,7 +204,7 @@ function layerTicks() {
 }
 
 let frameAsked = 0, settling = 0;
-// Shows another part: axes through plotly, edges and overlay in the same frame.
+// Shows another part: ground, markers, edges and overlay in the same frame.
 function look(view) {
   S.view = clamped(view);
   if (!frameAsked) frameAsked = requestAnimationFrame(() => {
@@ -181,15 +216,23 @@ function look(view) {
 }
 
 function applyView(moving) {
-  if (moving || G.moved) {
-    Plotly.relayout($("plot"), { "xaxis.range": S.view.x.slice(), "yaxis.range": S.view.y.slice(),
-      "yaxis.tickvals": layerTicks() });
+  if (moving) moveMarkers();
+  else if (G.moved) {
+    Plotly.relayout($("plot"), { "xaxis.range": S.view.x.slice(), "yaxis.range": S.view.y.slice() });
+    settleMarkers();
   }
   G.moved = moving;
+  drawGround();
   drawEdges(moving);
   drawOverlay();
   drawRail();
   if (!moving) scrollChips();
+}
+
+// Plotly has placed every marker by itself.
+function settleMarkers() {
+  $("plot").querySelector(".scatterlayer")?.removeAttribute("transform");
+  G.placed = { x: S.view.x.slice(), y: S.view.y.slice() };
 }
 
 function zoomAbout(px, py, factor) {

@@ -148,7 +148,7 @@ function spread(list) {
 // Names of the most influential features, or of the strongest neighbours of the selection: each
 // above its marker, below or beside it, where it covers no other name and no marker.
 function names(focus, near) {
-  const group = svg("g", { class: "names" }), boxes = outputBoxes();
+  const group = svg("g", { class: "names" }), boxes = [...outputBoxes(), ...layerBoxes()];
   const area = G.frame.w * G.frame.h, zoom = zoomOf();
   const most = focus ? NEIGHBOUR_NAMES : Math.min(Math.round((area / 34000) * Math.min(zoom, 2.5)), 70);
   const selves = S.edge >= 0 ? [...near] : focus ? [S.selected] : [];
@@ -171,6 +171,11 @@ function outputBoxes() {
   });
 }
 
+// Where the names of the layers stand.
+function layerBoxes() {
+  return layerTicks().map((value) => [0, yOf(value) - 7, G.frame.l - 3, yOf(value) + 6]);
+}
+
 function zoomOf() {
   const full = fullView();
   return ((full.x[1] - full.x[0]) / (S.view.x[1] - S.view.x[0])) * ((full.y[1] - full.y[0]) / (S.view.y[1] - S.view.y[0]));
@@ -185,8 +190,10 @@ function addName(group, i, boxes, bold, force) {
     ...[1, -1].map((side) => [x + side * (reach + half + 5), y + 4]).filter(([middle]) => middle === inside(middle))];
   const boxOf = ([middle, base]) => [middle - half - 3, base - 11, middle + half + 3, base + 3];
   const free = (spot, others) => !others.some((box) => box[4] !== i && overlaps(box, boxOf(spot)));
+  const hidden = (spot) => markerBoxes().reduce((sum, box) => sum + (box[4] !== i && overlaps(box, boxOf(spot))), 0);
   const open = spots.filter((spot) => free(spot, boxes));
-  const place = open.find((spot) => free(spot, markerBoxes())) ?? (force ? open[0] : undefined) ?? (bold ? spots[0] : undefined);
+  const place = open.find((spot) => free(spot, markerBoxes()))
+    ?? (force ? open.sort((a, b) => hidden(a) - hidden(b))[0] : undefined) ?? (bold ? spots[0] : undefined);
   if (!place) return false;
   const [middle, base] = place;
   boxes.push(boxOf(place));

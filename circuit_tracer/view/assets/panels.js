@@ -192,7 +192,8 @@ function aboutPanel() {
     ...(D.notices.length ? [heading("Notices"), h("ul", {}, D.notices.map((text) => h("li", { dir: "auto" }, text)))] : []),
     heading("Legend"), h("p", { class: "legend" }, legendItems()),
     h("p", {}, "A node stands in the column of its token, at the height of its layer; its area grows with its influence on the outputs. "
-      + "An edge is the part of its target's input that its source causes: solid excites, dashed inhibits; width and strength of colour tell its rank."),
+      + "An edge is the part of its target's input that its source causes: solid excites, dashed inhibits; width and strength of colour tell its rank by the influence that passes it: "
+      + "its share of what enters its target, times the influence of the target."),
     heading("Licences"), h("p", {}, `Drawn with plotly.js ${window.Plotly?.version ?? ""} (MIT licence), which this page holds.`),
   ];
 }
