@@ -170,6 +170,10 @@ class Grafts:
     def __str__(self) -> str:
         return self.table()
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """In a notebook: as `print` shows it."""
+        printer.text(str(self))
+
     def to_plain(self) -> dict[str, Any]:
         """Everything as plain JSON values."""
         return asdict(self)
@@ -229,7 +233,7 @@ def graft(
         for end in end_layers
         for strength, logits in zip(strengths, outcomes(model, clean, batch, end), strict=True)
     ]
-    shares = here.logits[-1].double().softmax(-1)
+    shares = here.logits[-1].cpu().double().softmax(-1)
     return Grafts(
         receiver=tuple(model.token_text(token) for token in here.token_ids.tolist()),
         donor=tuple(model.token_text(token) for token in there.token_ids.tolist()),
@@ -304,7 +308,7 @@ def _trial(
     ids: Sequence[int],
 ) -> Trial:
     factor = 1 - strength if removal is None else removal
-    shares = logits.double().softmax(-1)
+    shares = logits.cpu().double().softmax(-1)
     top = int(shares.argmax())
     chosen = tuple(float(shares[token]) for token in ids)
     said = model.token_text(top)

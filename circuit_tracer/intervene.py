@@ -114,7 +114,9 @@ class Intervention:
         wrong = [token for token in tokens if not 0 <= token < vocabulary]
         if wrong:
             raise InputError(f"there is no token {wrong[0]}; ids are 0 to {vocabulary - 1}")
-        logits = torch.stack([self.logits_before[position], self.logits_after[position]]).double()
+        logits = (
+            torch.stack([self.logits_before[position], self.logits_after[position]]).cpu().double()
+        )
         shares = logits.softmax(-1)
         top = shares.topk(min(k, vocabulary)).indices.flatten().tolist()
         ids = sorted({*top, *tokens}, key=lambda token: -float(shares[0, token]))
@@ -131,16 +133,17 @@ class Intervention:
     def changed(self, k: int | None = 20) -> list[FeatureChange]:
         """Features that moved, the largest change first; those in held layers are left out in the
         constrained mode, where they do not see the whole change."""
-        moved = (self.after - self.before).abs()
+        features, before, after = self.features.cpu(), self.before.cpu(), self.after.cpu()
+        moved = (after - before).abs()
         if self.mode == "constrained":
-            held = torch.isin(self.features[:, 0], torch.tensor(self.held_layers))
-            moved = moved.where(~held.to(moved.device), 0)
+            held = torch.isin(features[:, 0], torch.tensor(self.held_layers))
+            moved = moved.where(~held, 0)
         ranked = moved.argsort(descending=True)
         changes = []
         for row in ranked[moved[ranked] > 0][:k].tolist():
-            layer, position, feature = self.features[row].tolist()
-            before, after = float(self.before[row]), float(self.after[row])
-            changes.append(FeatureChange(layer, position, feature, before, after))
+            layer, position, feature = features[row].tolist()
+            was, became = float(before[row]), float(after[row])
+            changes.append(FeatureChange(layer, position, feature, was, became))
         return changes
 
     def activations_of(self, features: Int[Tensor, "active 3"]) -> Float[Tensor, " active"]:

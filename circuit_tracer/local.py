@@ -13,11 +13,16 @@ from dataclasses import replace
 import torch
 
 from circuit_kernels.choice import Choice
+from circuit_tracer.errors import TranscoderError
 from circuit_tracer.forward import Forward
 from circuit_tracer.models.adapter import Adapter
 from circuit_tracer.nodes import NodeIndex
 from circuit_tracer.shapes import Float, Int, Tensor
 from circuit_tracer.transcoders.base import TranscoderSet
+
+KEPT = {"cuda": 12 << 30}
+"""Bytes of write vectors that are kept, by type of device; of a long prompt they would take most of
+a GPU. Those beyond are read from the decoders again each time."""
 
 
 class Local:
@@ -54,6 +59,7 @@ class Local:
         self.ignored_positions = tuple(sorted(set(ignored)))
         self.n_layers, self.n_positions = adapter.n_layers, len(forward.token_ids)
         self._writes: dict[tuple[int, int], Tensor] = {}
+        self._kept = 0
         self._encode(kernels)
         self._split_outputs()
         self._freeze_attention(owned)
@@ -79,11 +85,15 @@ class Local:
     def writes(self, source: int, layer: int) -> Float[Tensor, "active d_model"]:
         """Write vectors of the features of layer `source` into layer `layer`: activation × row.
 
-        Read once and kept.
+        Read once and kept, as far as there is room for them (`KEPT`).
         """
-        if (source, layer) not in self._writes:
-            self._writes[source, layer] = self._read_writes(source, layer)
-        return self._writes[source, layer]
+        if (source, layer) in self._writes:
+            return self._writes[source, layer]
+        found = self._read_writes(source, layer)
+        if self._kept + found.nbytes <= KEPT.get(found.device.type, float("inf")):
+            self._writes[source, layer] = found
+            self._kept += found.nbytes
+        return found
 
     def _read_writes(self, source: int, layer: int) -> Tensor:
         rows = self.index.feature_rows(source)
@@ -115,6 +125,11 @@ class Local:
             passed = bias
             if weights.skip is not None:
                 passed = bias + self.forward.mlp_inputs[layer] @ weights.skip.to(output).T
+            if not torch.isfinite(passed).all():
+                raise TranscoderError(
+                    f"the output bias or skip of layer {layer} in {self.transcoders.name} holds "
+                    "NaN or infinite values. Re-download or re-train the transcoders."
+                )
             missing = self._to_residual(layer, output - passed, everywhere)
             for source in self.transcoders.writers(layer):
                 rows = self.index.feature_rows(source)

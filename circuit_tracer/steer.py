@@ -65,6 +65,10 @@ class Generation:
     def __str__(self) -> str:
         return f"unsteered  {self.prompt}{self.unsteered}\nsteered    {self.prompt}{self.steered}"
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """In a notebook: as `print` shows it."""
+        printer.text(str(self))
+
 
 @dataclass(frozen=True)
 class Choosing:
@@ -205,7 +209,7 @@ def _tokens(
         token = choose(logits)
         if token in end:
             return
-        yield token, float(logits.double().softmax(-1)[token])
+        yield token, float(logits.cpu().double().softmax(-1)[token])
         fresh = torch.tensor([[token]], device=adapter.device)
 
 
@@ -216,7 +220,7 @@ def _shares_of(adapter: Adapter, ids: Int[Tensor, " position"], tokens: list[int
     whole = torch.cat([ids, torch.tensor(tokens, dtype=ids.dtype)])[None].to(adapter.device)
     with torch.no_grad():
         logits = adapter.model(input_ids=whole, use_cache=False).logits[0, len(ids) - 1 : -1]
-    shares = logits.double().softmax(-1)
+    shares = logits.cpu().double().softmax(-1)
     return shares[range(len(tokens)), tokens].tolist()
 
 

@@ -22,7 +22,7 @@ from circuit_tracer.local import Local
 from circuit_tracer.nodes import Node
 from circuit_tracer.replacement import ReplacementModel
 from circuit_tracer.shapes import Float, Int, Tensor
-from circuit_tracer.targets import Wanted, choose
+from circuit_tracer.targets import Wanted, again, choose
 
 MOST_EDGES = 1_000
 MOST_WORK = {"cpu": 1e10, "cuda": 1e12}
@@ -52,8 +52,8 @@ def edge_heads(
         graph: the graph of this model that the circuit was pruned from.
         most: how many edges; None for up to 1,000, fewer where their sources would cost more than
             a page is worth.
-        targets: as they were given to `trace`, where some are a `Direction`: a graph keeps its
-            name and not its vector, and leaves edges into it out.
+        targets: as they were given to `trace`, where the graph was read from JSON and some are a
+            `Direction`: it does not have their vectors, and edges into them are left out.
         local: the graph's prompt, localised (`ends.localise`); None does that here.
 
     Returns:
@@ -112,11 +112,10 @@ def _chosen(
         return wiring.shares[number] * counts[target] * (CROSSING if crosses else 1.0)
 
     def described(node: Node) -> bool:
-        """Whether the graph says what a node reads; of a `Direction` it keeps the name alone."""
+        """Whether it is known what a node reads; of a `Direction` a JSON has the name alone."""
         if node.kind != "logit" or node.feature >= 0 or node.id in given:
             return True
-        target = graph.targets[-1 - node.feature]
-        return target.feature is not None or target.difference is not None
+        return again(graph.targets[-1 - node.feature]) is not None
 
     known = [described(node) for node in nodes]
     numbers = [number for number, target in enumerate(wiring.targets) if known[target]]
@@ -266,4 +265,4 @@ class _Gathering:
         if start.position != end.position:
             return 0.0
         met = [(write, reads[at][place]) for at, write in start.writes.items() if at < end.layer]
-        return sum(float(write.double() @ read.double()) for write, read in met)
+        return sum(float(write.cpu().double() @ read.cpu().double()) for write, read in met)

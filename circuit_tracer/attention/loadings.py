@@ -332,4 +332,4 @@ class _Meeting:
 
 
 def _product(a: Float[Tensor, " d_model"], b: Float[Tensor, " d_model"]) -> float:
-    return float(a.double() @ b.double())
+    return float(a.cpu().double() @ b.cpu().double())

@@ -194,7 +194,8 @@ class TranscoderSet:
         """(encoder rows, encoder biases) of some features."""
         weights = self.layer(layer)
         rows = weights.encoder.index_select(0, features.to(weights.encoder.device))
-        return rows.to(dtype), weights.encoder_bias[features].to(dtype)
+        biases = weights.encoder_bias[features.to(weights.encoder_bias.device)]
+        return rows.to(dtype), biases.to(dtype)
 
     def read_rows(
         self,

@@ -1,7 +1,9 @@
 """Every GPU figure of docs/performance.md, in one run of under ten minutes.
 
     make bench-gpu                                    needs a CUDA device and triton
-    make bench-gpu BENCH="--reference PYTHON"         and the reference tool's, by its own Python
+    make bench-gpu BENCH="--reference PYTHON"         and the reference tool's, by its own Python;
+                                                      not needed where its wheels, and those of what
+                                                      it needs, are in kernels/bench/wheels
     make bench-gpu BENCH="--tune"                     and which tile sizes are fastest here
     python kernels/bench/bench_gpu.py --dry-run --device cpu --tiny
                                                       all of it at toy sizes; records nothing
@@ -10,7 +12,9 @@ Measured are what the machine does at best (matrix products, copies), then each 
 torch reference, other torch forms and that floor, then the whole attribution at Gemma 2 2B's shape
 with random weights made on the device. Being right gates timing: a kernel that differs from its
 reference in float64, or a graph whose rows do not close, is an error, and its row is not recorded.
-What no time is left for is said. Rows are appended to results.jsonl; table.py makes the tables.
+A work that fails is told at once and again at the end, and the others go on. Rows are appended to
+results.jsonl as they come, so that what was measured stays whatever happens later; what no time is
+left for is said. table.py makes the tables.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -38,6 +43,9 @@ PRECISIONS = {"ieee": "highest", "tf32": "high"}
 """Names of the rows, and what torch calls them."""
 TOLERANCE = {"ieee": 1e-5, "tf32": 5e-3}
 """Largest error of a kernel against float64, relative to the largest entry."""
+WHEELS = HERE / "wheels"
+REFERENCE_SHARE = 0.5
+"""Part of the time left that the reference tool may take; it is stopped after that."""
 CLOSURE = 0.05
 """Largest closure residual relative to the largest value: the model runs in bfloat16."""
 
@@ -49,15 +57,32 @@ class Bench:
         import torch
 
         self.given, self.device = given, torch.device(given.device)
-        self.started, self.failures = time.perf_counter(), 0
+        self.started, self.failures = time.perf_counter(), list[str]()
         self.rates: dict[str, float] = {}
         self.circumstances = circumstances(self.device)
 
+    @property
+    def left(self) -> float:
+        """Seconds of the budget that are left."""
+        return self.given.budget - (time.perf_counter() - self.started)
+
     def time_left(self, work: str) -> bool:
-        left = self.given.budget - (time.perf_counter() - self.started)
-        if left <= 0:
+        if self.left <= 0:
             say(f"{work}: left out, the {self.given.budget:.0f} s are over")
-        return left > 0
+        return self.left > 0
+
+    @contextlib.contextmanager
+    def attempt(self, work: str) -> Iterator[None]:
+        """What goes wrong inside costs this work its row, and no other."""
+        import torch
+
+        try:
+            yield
+        except Exception as error:  # no room, tiles that do not fit, whatever a driver may raise
+            reason = (str(error).strip() or "?").splitlines()[0]
+            self.failed(f"{work}: {type(error).__name__}: {reason}")
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def record(self, work: str, shapes: Row, **figures: Any) -> None:
         row = {"work": f"gpu {work}", **self.circumstances, "shapes": shapes, **figures}
@@ -69,7 +94,7 @@ class Bench:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def failed(self, what: str) -> None:
-        self.failures += 1
+        self.failures.append(what)
         say(f"  FAILED {what}")
 
 
@@ -111,7 +136,10 @@ def circumstances(device: Any) -> Row:
 
 
 def git(*words: str) -> str:
-    done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
+    try:
+        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
+    except OSError:  # no git here
+        return ""
     return done.stdout.strip()
 
 
@@ -164,20 +192,23 @@ def kernels(bench: Bench) -> None:
 
     problem = choice.triton_problem(bench.device)
     if problem:
-        raise SystemExit(problem)
+        bench.failed(f"kernels: {problem}")
+        return
     for case in cases(bench.device, bench.given.tiny):
-        if not bench.time_left(f"kernel {case.kernel}"):
+        work = f"kernel {case.kernel}, {case.name}"
+        if not bench.time_left(work):
             return
-        say(f"kernel {case.kernel}, {case.name}")
+        say(work)
         ours = choice.kernel(case.kernel, "triton", bench.device)
         torch_form = choice.kernel(case.kernel, "reference", bench.device)
-        truth = case.result(torch_form, double=True)
         products = "exact" in inspect.signature(ours).parameters
         for name in PRECISIONS if products else ("ieee",):
-            with precision(name):
+            with bench.attempt(f"{work}, {name}"), precision(name):
+                truth = case.result(torch_form, double=True)
                 worst = max(case.error(case.result(form), truth) for form in (ours, torch_form))
+                del truth
                 if not worst <= TOLERANCE[name]:
-                    bench.failed(f"{case.kernel}, {case.name}, {name}: off by {worst:.1e}")
+                    bench.failed(f"{work}, {name}: off by {worst:.1e}")
                     continue
                 time_kernel(bench, case, name if products else "", ours, torch_form, worst)
 
@@ -245,15 +276,16 @@ def tuned(bench: Bench, case: Any, ours: Callable[..., Any]) -> list[Row]:
 
 def attribution(bench: Bench) -> None:
     """The whole attribution, complete and cut off, short and long, per-layer and cross-layer."""
-    from gemma_shape import REAL, TINY, network
+    from gemma_shape import REAL, TINY, network, replacement
 
     shape = TINY if bench.given.tiny else REAL
     cut, long_cut, tokens = (5, 3, 6) if bench.given.tiny else (7500, 8192, 2000)
     net = network(shape, bench.device)
     long = replace(shape, tokens=tokens)
     cross = replace(shape, kind="clt")
+    # What has a goal comes first, and what is on the same model together.
     plan: list[tuple[str, Any, int | None, str, str, int]] = [
-        ("complete", shape, None, "triton", "tf32", 2),
+        ("complete", shape, None, "triton", "tf32", 3),
         (f"max_features={cut}", shape, cut, "triton", "tf32", 3),
         (f"{tokens} tokens, max_features={long_cut}", long, long_cut, "triton", "tf32", 1),
         ("complete", shape, None, "reference", "tf32", 1),
@@ -261,45 +293,34 @@ def attribution(bench: Bench) -> None:
         ("complete", shape, None, "reference", "ieee", 1),
         (f"clt, max_features={cut}", cross, cut, "triton", "tf32", 1),
     ]
-    reference: Row | None = None
     model, made = None, None
-    for number, (name, size, limit, form, digits, rounds) in enumerate(plan):
+    for name, size, limit, form, digits, rounds in plan:
         work = f"attribution, {name}, {form}, {digits}"
         if not bench.time_left(work):
             continue
         say(work)
-        if made != size:
-            model = None
-            model, made = _replacement(size, bench.device, net), size
-        if limit == cut and size == shape:
-            reference = by_reference(bench, cut)
-        with precision(digits):
-            measure(bench, work, model, size, limit, form, digits, rounds, number == 0, reference)
-        reference = None
-
-
-def _replacement(shape: Any, device: Any, net: Any) -> Any:
-    from gemma_shape import replacement
-
-    return replacement(shape, device, net)[0]
+        with bench.attempt(work), precision(digits):
+            if made != size:
+                model, made = None, None
+                model, made = replacement(size, bench.device, net)[0], size
+            reference = by_reference(bench, cut) if limit == cut and size == shape else None
+            measure(bench, work, model, size, limit, form, digits, rounds, reference)
 
 
 def measure(
     bench: Bench, work: str, model: Any, shape: Any, limit: int | None, form: str, digits: str,
-    rounds: int, first: bool, reference: Row | None,
+    rounds: int, reference: Row | None,
 ) -> None:  # fmt: skip
     """Run one kind of attribution some times, and record it if its rows close."""
     from gemma_shape import attribution as run
     from stopwatch import percentiles
 
-    if first:
-        run(model, shape, bench.device, 64, form)  # kernels are compiled, memory is taken
-    try:
-        rounds = 1 if bench.given.tiny else rounds
-        runs = [run(model, shape, bench.device, limit, form) for _ in range(rounds)]
-    except Exception as error:  # out of memory, or refused for it: the rest can still be measured
-        bench.failed(f"{work}: {type(error).__name__}: {str(error).splitlines()[0]}")
-        return
+    rounds = 1 if bench.given.tiny else rounds
+    # Kernels are compiled and memory is taken before anything is timed.
+    run(model, shape, bench.device, limit if rounds > 1 else 64, form)
+    runs = [run(model, shape, bench.device, limit, form)]
+    while len(runs) < rounds and bench.left > 0:
+        runs.append(run(model, shape, bench.device, limit, form))
     worst = max(one["closure"] / max(one["largest_value"], 1e-30) for one in runs)
     if not worst <= CLOSURE:
         bench.failed(f"{work}: rows are off by {worst:.1e} of the largest value")
@@ -316,33 +337,42 @@ def measure(
         ratios = {"reference tool": ratio}
         more = {"reference": theirs, "ratios": ratios, "versions": versions}
     sizes = {**vars(shape), "max_features": limit}
-    bench.record(work, sizes, rounds=rounds, ours=ours, found={"closure_share": worst}, **more)
+    bench.record(work, sizes, rounds=len(runs), ours=ours, found={"closure_share": worst}, **more)
 
 
 def by_reference(bench: Bench, cut: int) -> Row | None:
-    """Seconds of the reference tool on the same shape, where its Python was given."""
-    if not bench.given.reference:
-        say("  no --reference PYTHON: only our side is measured")
+    """Seconds of the reference tool on the same shape, where its Python or its wheels are given."""
+    wheels = sorted(WHEELS.glob("*.whl"))
+    if not (bench.given.reference or wheels):
+        say(f"  no --reference PYTHON, no wheels in {WHEELS}: only our side is measured")
         return None
-    left = max(60.0, bench.given.budget - (time.perf_counter() - bench.started))
+    left = max(60.0, REFERENCE_SHARE * bench.left)
     words = ["--device", bench.given.device, "--max-features", str(cut)]
     words += ["--tiny"] if bench.given.tiny else []
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    try:
-        done = subprocess.run(
-            [bench.given.reference, HERE / "reference_gpu.py", *words],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=left,
-        )
-    except subprocess.TimeoutExpired:
-        bench.failed(f"the reference tool took more than {left:.0f} s")
-        return None
-    if done.returncode:
-        bench.failed("the reference tool: " + (done.stderr.strip().splitlines() or ["?"])[-1])
-        return None
-    return json.loads(done.stdout.splitlines()[-1])
+    with tempfile.TemporaryDirectory() as site:
+        try:
+            if not bench.given.reference:
+                pip = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps"]
+                _run([*pip, "--target", site, *wheels], environment, left)
+                environment["PYTHONPATH"] = site
+            python = bench.given.reference or sys.executable
+            said = _run([python, HERE / "reference_gpu.py", *words], environment, left)
+            return json.loads(said.splitlines()[-1])
+        except subprocess.TimeoutExpired:
+            bench.failed(f"the reference tool took more than {left:.0f} s")
+        except subprocess.CalledProcessError as error:
+            bench.failed("the reference tool: " + (error.stderr.strip().splitlines() or ["?"])[-1])
+        except (OSError, ValueError, IndexError) as error:
+            bench.failed(f"the reference tool: {error}")
+    return None
+
+
+def _run(words: list[Any], environment: dict[str, str], limit: float) -> str:
+    done = subprocess.run(
+        words, env=environment, capture_output=True, text=True, timeout=limit, check=True
+    )
+    return done.stdout
 
 
 WORKS = {"kernels": kernels, "attribution": attribution}
@@ -381,10 +411,12 @@ def main() -> None:
     bench = Bench(given)
     machine(bench)
     for name in given.work:
-        WORKS[name](bench)
+        with bench.attempt(name):
+            WORKS[name](bench)
     say(f"{time.perf_counter() - bench.started:.0f} s; python kernels/bench/table.py next")
     if bench.failures:
-        raise SystemExit(f"{bench.failures} of the works failed; nothing was recorded for them")
+        listed = "\n  ".join(bench.failures)
+        raise SystemExit(f"{len(bench.failures)} failed, and have no row:\n  {listed}")
 
 
 if __name__ == "__main__":

@@ -130,12 +130,14 @@ def attribution(
     synchronize(device)
     start = time.perf_counter()
     forward = model.run(token_ids(shape))
-    local, targets = model.localise(forward), choose(model, forward)
+    targets = choose(model, forward)
+    local = model.localise(forward, owned=True, kernels=kernels)
     synchronize(device)
     prepared = time.perf_counter()
     rows = attribute(local, targets, max_features, kernels)
     synchronize(device)
     done = time.perf_counter()
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
     figures = {
         "wall_s": done - start,
         "forward_s": prepared - start,
@@ -147,7 +149,6 @@ def attribution(
         "largest_value": float(rows.value.abs().max()),
     }
     if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device)
         figures["peak_gib"] = peak / 2**30
         figures["above_loading_gib"] = (peak - loaded) / 2**30
     return figures

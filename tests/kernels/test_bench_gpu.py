@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -102,3 +103,34 @@ def test_percentiles(script):
     stopwatch = script("stopwatch")
     assert stopwatch.percentiles([3.0]) == {"p20": 3.0, "p50": 3.0, "p80": 3.0}
     assert stopwatch.percentiles([5, 1, 2, 4, 3, 6]) == {"p20": 2.0, "p50": 3.5, "p80": 5.0}
+
+
+def test_work_that_fails_costs_its_own_row_only(script, monkeypatch, tmp_path):
+    bench_gpu, cases = script("bench_gpu"), script("kernel_cases")
+    results = tmp_path / "results.jsonl"
+    words = ["--device", "cpu", "--tiny", "--dry-run", "--results", str(results)]
+    monkeypatch.setattr(sys, "argv", ["bench_gpu.py", *words])
+    bench = bench_gpu.Bench(bench_gpu.arguments())
+    bench.given.dry_run = False
+    bench.rates = dict.fromkeys(["ieee", "tf32", "copy"], 1e9)
+
+    found = choice.kernel
+
+    def kernel(name, _form, device):
+        if name == "sparse_decode":
+            return lambda **_given: [][0]
+        return found(name, "reference", device)
+
+    def some(device, tiny):
+        draw = torch.Generator(device).manual_seed(0)
+        yield cases.sparse_decode(cases.TINY, draw)
+        yield cases.influence(cases.TINY, draw)
+
+    monkeypatch.setattr(choice, "triton_problem", lambda device: None)
+    monkeypatch.setattr(choice, "kernel", kernel)
+    monkeypatch.setattr(cases, "cases", some)
+    bench_gpu.kernels(bench)
+    assert len(bench.failures) == 1
+    assert bench.failures[0].startswith("kernel sparse_decode, plt, ieee: IndexError")
+    works = [json.loads(line)["work"] for line in results.read_text().splitlines()]
+    assert works == ["gpu kernel influence, one block"]
