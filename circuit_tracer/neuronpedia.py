@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from circuit_tracer.errors import GraphFileError
 from circuit_tracer.facts import FeatureNote, Provenance, Target
 from circuit_tracer.file_kind import holds_instead, json_text
 from circuit_tracer.nodes import Kind, Node, NodeIndex, Place
-from circuit_tracer.reading import Reading
+from circuit_tracer.reading import Named, Reading, link_ends
 from circuit_tracer.shapes import Float, Tensor
 
 FEATURE_TYPES: dict[str, Kind] = {
@@ -42,10 +42,6 @@ PROVENANCE: dict[str, type] = {
     "dtype": str,
 }
 OUTPUT = re.compile(r'Output "(.*)" \(p=[0-9.e+-]+\)', re.DOTALL)
-
-
-Named = Mapping[str, list[tuple[Place, int]]]
-"""Places and rows of the nodes by the id that a file gives them."""
 
 
 class _Model(BaseModel):
@@ -295,39 +291,10 @@ def _named(index: NodeIndex, placed: list[tuple[Place, JsonNode]]) -> Named:
 
 
 def _edges(index: NodeIndex, links: list[Link], named: Named) -> EdgeRows:
-    """Rows of the links. Where two nodes share an id, only one of them can be meant."""
-    ends = [_ends(link, named) for link in links]
-    if len(set(ends)) < len(ends):
-        first = {end: link for link, end in zip(reversed(links), reversed(ends), strict=True)}
-        twice = next(link for link, end in zip(links, ends, strict=True) if first[end] is not link)
-        raise ValueError(f"the link from {twice.source!r} to {twice.target!r} is there twice")
+    """Rows of the links."""
+    ends = link_ends([(link.source, link.target) for link in links], named)
     targets, sources = torch.tensor(ends, dtype=torch.long).reshape(-1, 2).T
     return EdgeRows.from_edges(index, targets, sources, _narrow([link.weight for link in links]))
-
-
-def _ends(link: Link, named: Named) -> tuple[int, int]:
-    """Rows of the target and the source of a link."""
-    for end in (link.source, link.target):
-        if end not in named:
-            raise ValueError(f"a link names the node {end!r}, which is not there")
-    pairs = [
-        (target_row, source_row)
-        for target, target_row in named[link.target]
-        if target[0] in ("feature", "logit")
-        for source, source_row in named[link.source]
-        if source[1] < target[1] and source[2] <= target[2]
-    ]
-    if len(pairs) != 1:
-        raise ValueError(
-            f"the link from {link.source!r} to {link.target!r} is "
-            + (
-                "ambiguous: two nodes share an id"
-                if pairs
-                else "impossible: it should lead to a "
-                "feature or logit, from a lower layer and no later position"
-            )
-        )
-    return pairs[0]
 
 
 def _clerps(given: QParams, named: Named) -> dict[tuple[int, int], str]:

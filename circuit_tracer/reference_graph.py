@@ -145,8 +145,10 @@ def _edges(
 
 
 def _targets(found: dict[str, Any], last: int) -> tuple[Target, ...]:
-    """What is explained; a number beyond the vocabulary is a direction, not a token."""
+    """What is explained; a number beyond the vocabulary is a direction, not a token. The file's
+    `vocab_size` is the tokenizer's, which leaves out added tokens; the model's has them all."""
     said, size = found["logit_targets"], int(found["vocab_size"])
+    size = max(size, int(getattr(found["cfg"], "d_vocab", 0) or 0))
     if isinstance(said, Tensor):  # as older versions wrote them
         said = [_Output(f"#{int(one)}", int(one)) for one in said.tolist()]
     probabilities = [float(one) for one in found["logit_probabilities"].tolist()]

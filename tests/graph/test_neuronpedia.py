@@ -150,6 +150,25 @@ def test_a_shared_id_that_could_be_either_is_refused(tmp_path):
         Graph.from_json(write(tmp_path, small(links=[link])))
 
 
+def test_the_order_of_links_tells_a_feature_from_an_error_of_the_same_id(tmp_path):
+    """The reference tool writes the links into a node as their sources stand in its matrix,
+    features before errors before embeddings."""
+
+    def sources(*links):
+        found = [{"source": s, "target": "3_9_1", "weight": w} for s, w in links]
+        graph = Graph.from_json(write(tmp_path, small(links=found)))
+        row = graph.dense()[-1]
+        return {graph.nodes[int(k)].id: float(row[k]) for k in row.nonzero()}
+
+    shared, other, word = ("0_1_1", 1.0), ("1_8_1", 2.0), ("E_6_1", 4.0)
+    assert sources(shared, other, word) == {"0_1_1": 1, "1_8_1": 2, "E_6_1": 4}
+    assert sources(other, shared, word) == {"1_8_1": 2, "1_-1_1": 1, "E_6_1": 4}
+    assert sources(shared, ("0_1_1", 8.0), word) == {"0_1_1": 1, "1_-1_1": 8, "E_6_1": 4}
+    for open_one in ((shared, word), (word, shared), (shared, shared, shared)):
+        with pytest.raises(GraphFileError, match="two nodes share an id"):
+            sources(*open_one)
+
+
 def change_node(place, **changes):
     nodes = small()["nodes"]
     nodes[place] = nodes[place] | changes

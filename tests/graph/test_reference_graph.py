@@ -108,6 +108,15 @@ def test_a_number_beyond_the_vocabulary_is_a_direction(written, content):
     assert target.weight == pytest.approx(float(content["logit_probabilities"][0]))
 
 
+def test_an_added_token_beyond_the_tokenizers_own_is_a_token(written, content):
+    """Their `vocab_size` is the tokenizer's, which does not count tokens that were added to it."""
+    said = [LogitTarget("<turn>", 250), LogitTarget("a - b", 256), *content["logit_targets"][2:]]
+    content["cfg"].d_vocab = 256
+    first, second = Graph.read(written(logit_targets=said, vocab_size=240)).targets[:2]
+    assert (first.token_id, first.weight) == (250, first.probability)
+    assert (second.label, second.token_id) == ("a - b", None)
+
+
 class Trap:
     def __init__(self, path):
         self.path = path
