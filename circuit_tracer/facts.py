@@ -21,6 +21,8 @@ class Target:
         feature: (layer, id) of a feature whose pre-activation it is; None for what is read after
             the last layer.
         difference: token ids a and b of a direction that is logit(a) − logit(b).
+        direction: the vector of any other direction; None where unknown, in a graph that was read
+            from JSON or from a file that does not hold it.
     """
 
     label: str
@@ -30,6 +32,7 @@ class Target:
     weight: float
     feature: tuple[int, int] | None = None
     difference: tuple[int, int] | None = None
+    direction: tuple[float, ...] | None = field(default=None, repr=False)
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> Target:
@@ -76,6 +79,10 @@ class FeatureNote:
     label: str = ""
     promoted: tuple[tuple[str, float], ...] = ()
     suppressed: tuple[tuple[str, float], ...] = ()
+
+    def to_plain(self) -> dict[str, Any]:
+        """What `dataclasses.asdict` says, without its copies: a graph has a thousand of these."""
+        return {"label": self.label, "promoted": self.promoted, "suppressed": self.suppressed}
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> FeatureNote:

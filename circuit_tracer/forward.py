@@ -60,6 +60,21 @@ def run(adapter: Adapter, transcoders: TranscoderSet, ids: Int[Tensor, " positio
         return record.forward(ids, output.logits[0], transcoders)
 
 
+def run_abreast(
+    adapter: Adapter, transcoders: TranscoderSet, ids: Int[Tensor, "prompt position"]
+) -> Forward:
+    """`run` for prompts of one length in one call: one `Forward` of all of them, in which position
+    t of prompt b stands at place t · prompts + b, and patterns are (prompts · heads, P, P)."""
+    with torch.no_grad(), _Recorder(adapter) as record:
+        output = adapter.model(input_ids=ids.to(adapter.device), use_cache=False)
+        return record.forward(ids.T.flatten(), _places(output.logits), transcoders)
+
+
+def _places(x: Float[Tensor, "prompt position *rest"]) -> Float[Tensor, "place *rest"]:
+    """Several prompts, position by position."""
+    return x[0] if len(x) == 1 else x.transpose(0, 1).flatten(0, 1)
+
+
 class _Recorder:
     """Forward hooks for the length of one `with` block."""
 
@@ -82,13 +97,13 @@ class _Recorder:
 
         def keep(name: str) -> Callable[..., None]:
             def hook(_module: Any, args: tuple, kwargs: dict, *_output: Any) -> None:
-                self.seen[name] = (args[0] if args else kwargs["hidden_states"])[0]
+                self.seen[name] = _places(args[0] if args else kwargs["hidden_states"])
 
             return hook
 
         def keep_output(name: str) -> Callable[..., None]:
             def hook(_module: Any, _args: tuple, output: Any) -> None:
-                self.seen[name] = (output[0] if isinstance(output, tuple) else output)[0]
+                self.seen[name] = _places(output[0] if isinstance(output, tuple) else output)
 
             return hook
 
@@ -134,6 +149,8 @@ class _Recorder:
         start = seen["start"].to(**place)
         positional = seen.get("positional", torch.zeros_like(start)).to(**place)
         positional = positional[0] if positional.ndim == 3 else positional
+        if positional.ndim == 2:  # the same for all prompts
+            positional = positional.repeat_interleave(len(start) // len(positional), dim=0)
         return Forward(
             token_ids=ids,
             patterns=tuple(self.patterns[id(b.attention)].to(**place) for _, b in blocks),

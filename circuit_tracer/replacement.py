@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from circuit_kernels.choice import Choice
 from circuit_tracer.changes import Change, Changes
 from circuit_tracer.errors import InputError
+from circuit_tracer.facts import FeatureNote
 from circuit_tracer.forward import Forward, run
 from circuit_tracer.graft import Grafts, Positions, graft
 from circuit_tracer.intervene import Intervention, Mode, intervene
@@ -29,6 +31,10 @@ class ReplacementModel:
         tokenizer: its Hugging Face tokenizer.
         transcoders: a set that fits it.
 
+    Attributes:
+        notes: what `circuit_tracer.notes` has said of features so far, by (layer, id, number of
+            tokens). Clear it where weights are changed in place.
+
     Raises:
         TranscoderError: the set has another layer count or width.
     """
@@ -38,6 +44,7 @@ class ReplacementModel:
         self.adapter = adapter
         self.tokenizer = tokenizer
         self.transcoders = transcoders
+        self.notes: dict[tuple[int, int, int], FeatureNote] = {}
         self._texts: dict[int, str] = {}
 
     def __repr__(self) -> str:
@@ -60,12 +67,19 @@ class ReplacementModel:
                 `chat` without a template or with ids.
         """
         special = set(self.tokenizer.all_special_ids)
+        if isinstance(prompt, str):
+            try:
+                prompt.encode()
+            except UnicodeEncodeError as error:
+                raise InputError(f"the prompt is not valid Unicode text: {error}") from error
         if chat:
             if not isinstance(prompt, str):
                 raise InputError("chat takes text, which it puts into the template, not token ids")
             if not prompt.strip():
                 raise InputError("the prompt is empty; give what the user says")
             ids = self._in_template(prompt)
+        elif isinstance(prompt, bytes):
+            raise InputError("a prompt is text or a list of token ids: decode these bytes first")
         elif isinstance(prompt, str):
             ids = list(self.tokenizer(prompt)["input_ids"])
             if not ids or all(token in special for token in ids):
@@ -75,7 +89,7 @@ class ReplacementModel:
                 found = (getattr(self.tokenizer, name, None) for name in starts)
                 ids = [next((token for token in found if token is not None), ids[0]), *ids]
         else:
-            ids = [int(token) for token in prompt]
+            ids = _numbers(prompt)
             if not ids:
                 raise InputError("the prompt is an empty list of token ids; give at least one")
         wrong = [token for token in ids if not 0 <= token < self.adapter.vocabulary]
@@ -310,3 +324,12 @@ class ReplacementModel:
         """Largest activation of each (layer, feature) over texts; their first token is left out."""
         ids = [self.tokenize(text) for text in texts]
         return maxima(self.adapter, self.transcoders, features, ids)
+
+
+def _numbers(prompt: Any) -> list[int]:
+    """Token ids that were given as a prompt. Raises InputError for what are none."""
+    try:
+        return [operator.index(token) for token in prompt]
+    except TypeError:
+        shown = repr(prompt)[:60]
+        raise InputError(f"a prompt is text or a list of token ids, not {shown}") from None

@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import Literal
 
 import torch
 
 from circuit_kernels.choice import Choice
+from circuit_tracer import memory
+from circuit_tracer.abreast import Side, attribute_abreast, fits, part
 from circuit_tracer.attention.carried import edge_heads
 from circuit_tracer.attention.ends import localise
 from circuit_tracer.attention.looks import edge_looks
 from circuit_tracer.attribute import Progress, attribute
 from circuit_tracer.circuit import Circuit, Provenance
+from circuit_tracer.edges import EdgeRows
 from circuit_tracer.errors import InputError
 from circuit_tracer.estimate import Estimate, MaxFeatures, rehearse
 from circuit_tracer.features.graphs import annotate_bundled
+from circuit_tracer.forward import run_abreast
 from circuit_tracer.graph import Graph
 from circuit_tracer.keeping import KeepEdges
 from circuit_tracer.loading import load
 from circuit_tracer.local import Local
 from circuit_tracer.notes import describe
+from circuit_tracer.question import Choosing, IgnorePositions, Prompt, Question
 from circuit_tracer.replacement import ReplacementModel
-from circuit_tracer.targets import At, Readout, Wanted, answer_tokens, choose, place
-
-Prompt = str | Sequence[int] | torch.Tensor
-IgnorePositions = Literal["bos", "special", "none"] | Sequence[int]
+from circuit_tracer.shapes import Float, Int, Tensor
+from circuit_tracer.targets import Readout, Wanted
 
 PAGE_NODES, PAGE_EDGES = 2_000, 40_000
 DESCRIBED = 1_000
@@ -93,12 +96,10 @@ def trace(
         >>> graph.targets[0].label
         ' large'
     """
-    model = load() if model is None else model
-    clock, timings = time.perf_counter(), {}
-    local, directions = _prepare(
+    question = Question(
         prompt,
-        model,
         targets,
+        max_features,
         max_logits,
         logit_probability,
         ignore_positions,
@@ -106,29 +107,95 @@ def trace(
         answer,
         chat,
         kernels,
+        keep_edges,
     )
-    timings["forward"] = time.perf_counter() - clock
-    rows = attribute(local, directions, max_features, kernels, progress, keep_edges)
+    return _alone(question, load() if model is None else model, progress)
+
+
+def _alone(question: Question, model: ReplacementModel, progress: Progress | None = None) -> Graph:
+    clock = time.perf_counter()
+    local, readouts = _prepare(question, model)
+    timings = {"forward": time.perf_counter() - clock}
+    limits = question.max_features, question.kernels, progress, question.keep_edges
+    rows = attribute(local, readouts, *limits)
     timings["attribution"] = time.perf_counter() - clock - timings["forward"]
-    settings = {
-        "max_features": max_features,
-        "max_logits": max_logits,
-        "logit_probability": logit_probability,
-        "kernels": kernels,
-        "keep_edges": keep_edges,
-        "positions": _plain(positions),
-        "answer": _plain(answer),
-        "chat": chat,
-        "family": model.adapter.family.name,
-    }
-    ids = local.forward.token_ids.tolist()
+    found = _Found(local.forward.token_ids, local.activations, readouts, rows)
+    return _graph(question, model, found, local.ignored_positions, timings)
+
+
+def trace_abreast(questions: Sequence[Question], model: ReplacementModel) -> list[Graph]:
+    """Trace prompts of one length in one forward pass and one sweep (`abreast`).
+
+    Where less than everything is asked for, or everything of all prompts is too much at once, each
+    is traced by itself.
+
+    Raises:
+        InputError: prompts of different lengths; and whatever `trace` raises for any of them.
+    """
+    clock, put = time.perf_counter(), [question.put(model) for question in questions]
+    together = _together(questions, put, model)
+    if together is None:
+        return [_alone(question, model) for question in questions]
+    side, readouts = together
+    timings = {"forward": time.perf_counter() - clock}
+    rows = attribute_abreast(side, readouts, questions[0].kernels)
+    timings["attribution"] = time.perf_counter() - clock - timings["forward"]
+    shares = {name: seconds / len(questions) for name, seconds in timings.items()}
+    graphs = []
+    for number, question in enumerate(questions):
+        active = side.activations[side.own(number).to(side.activations.device)]
+        found = _Found(torch.tensor(put[number][0]), active, readouts[number], rows[number])
+        graphs.append(_graph(question, model, found, side.ignored_by[number], dict(shares)))
+    return graphs
+
+
+def _together(
+    questions: Sequence[Question],
+    put: Sequence[tuple[list[int], Choosing]],
+    model: ReplacementModel,
+) -> tuple[Side, list[list[Readout]]] | None:
+    """The prompts side by side, and what to read of each; None where they do not go together."""
+    adapter, prompts, lengths = model.adapter, len(put), {len(ids) for ids, _ in put}
+    if len(lengths) > 1:
+        raise InputError(f"side by side go prompts of one length, not of {sorted(lengths)} tokens")
+    if not all(question.everything for question in questions):
+        return None
+    if prompts * memory.forward(adapter, *lengths) > memory.free(adapter.device):
+        return None
+    forward = run_abreast(adapter, model.transcoders, torch.tensor([ids for ids, _ in put]))
+    readouts = [chosen(part(forward, b, prompts)) for b, (_, chosen) in enumerate(put)]
+    ignored = [question.ignored(model, put[b][0]) for b, question in enumerate(questions)]
+    with torch.no_grad():
+        side = Side(adapter, model.transcoders, forward, ignored, questions[0].kernels)
+        return (side, readouts) if fits(side, readouts) else None
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """What attribution gave for one prompt."""
+
+    token_ids: Int[Tensor, " position"]
+    activations: Float[Tensor, " active"]
+    readouts: Sequence[Readout]
+    rows: EdgeRows
+
+
+def _graph(
+    question: Question,
+    model: ReplacementModel,
+    found: _Found,
+    ignored: tuple[int, ...],
+    timings: dict[str, float],
+) -> Graph:
+    """A graph with its notes."""
+    ids = found.token_ids.tolist()
     graph = Graph(
-        edges=rows,
-        activations=local.activations.cpu(),
-        targets=tuple(direction.target for direction in directions),
+        edges=found.rows,
+        activations=found.activations.cpu(),
+        targets=tuple(readout.target for readout in found.readouts),
         tokens=tuple(model.token_text(token) for token in ids),
         token_ids=tuple(ids),
-        provenance=_provenance(prompt, model, local, settings),
+        provenance=_provenance(question, model, ignored),
         timings=timings,
     )
     clock = time.perf_counter()
@@ -155,10 +222,10 @@ def estimate_trace(
 ) -> Estimate:
     """What `trace` would take with the same arguments: one forward pass, no attribution."""
     model = load() if model is None else model
-    local, directions = _prepare(
+    question = Question(
         prompt,
-        model,
         targets,
+        max_features,
         max_logits,
         logit_probability,
         ignore_positions,
@@ -166,7 +233,8 @@ def estimate_trace(
         answer,
         chat,
     )
-    plan = rehearse(local, directions)
+    local, readouts = _prepare(question, model)
+    plan = rehearse(local, readouts)
     limit = plan.resolve(max_features, keep_edges)
     return plan.estimate(limit, keep=plan.share(limit, keep_edges))
 
@@ -186,7 +254,8 @@ def page_circuit(
             which attention heads carry them, and those heads why they look where they look.
         heads: of how many edges; None for as many as take some tenths of a second.
         qk: how many heads, each at a pair of positions; None for as many as take a tenth.
-        targets: as they were given to `trace`, where some are a `Direction`.
+        targets: as they were given to `trace`, where the graph was read from JSON and some are a
+            `Direction`.
     """
     circuit = graph.prune(nodes=0.98, edges=0.99, max_nodes=PAGE_NODES, max_edges=PAGE_EDGES)
     if model is None or heads == 0:
@@ -197,75 +266,40 @@ def page_circuit(
     return replace(circuit, looks=edge_looks(model, graph, circuit, qk, local))
 
 
-def _prepare(
-    prompt: Prompt,
-    model: ReplacementModel,
-    targets: Sequence[Wanted] | None,
-    max_logits: int,
-    logit_probability: float,
-    ignore_positions: IgnorePositions,
-    positions: int | Sequence[int] | None,
-    answer: str | Sequence[int] | None,
-    chat: bool,
-    kernels: Choice = "auto",
-) -> tuple[Local, list[Readout]]:
-    if chat:
-        prompt = model.tokenize(prompt, chat=True)
-    if answer is None:
-        forward = model.run(prompt)
-        places = -1 if positions is None else positions
-        readouts = choose(model, forward, targets, max_logits, logit_probability, places)
-    else:
-        if targets is not None or positions is not None:
-            raise InputError("answer says what to explain and where: leave out targets, positions")
-        start = model.tokenize(prompt).tolist()
-        follows = answer_tokens(model, prompt if isinstance(prompt, str) else start, answer)
-        forward = model.run([*start, *follows[:-1]])
-        wanted = [At(token, len(start) - 1 + k) for k, token in enumerate(follows)]
-        readouts = [replace(found, weight=1.0) for found in choose(model, forward, wanted)]
-    ignored = _ignored(ignore_positions, model, forward.token_ids.tolist(), chat)
-    return model.localise(forward, ignored, owned=True, kernels=kernels), readouts
-
-
-def _ignored(
-    ignore: IgnorePositions, model: ReplacementModel, ids: list[int], chat: bool
-) -> tuple[int, ...]:
-    if not isinstance(ignore, str):
-        return tuple(dict.fromkeys(place(position, len(ids)) for position in ignore))
-    if ignore == "special":
-        return tuple(model.special_positions(ids))
-    if ignore not in ("bos", "none"):
-        raise InputError(
-            'ignore_positions must be "bos", "special", "none" or a list of positions, not '
-            f"{ignore!r}"
-        )
-    return model.ignored_by_default(ids, chat) if ignore == "bos" else ()
-
-
-def _plain(value: int | str | Sequence[int] | None) -> int | str | list[int] | None:
-    """A setting as JSON holds it."""
-    return value if value is None or isinstance(value, int | str) else [int(one) for one in value]
+def _prepare(question: Question, model: ReplacementModel) -> tuple[Local, list[Readout]]:
+    ids, chosen = question.put(model)
+    forward = model.run(ids)
+    readouts = chosen(forward)
+    ignored = question.ignored(model, ids)
+    return model.localise(forward, ignored, owned=True, kernels=question.kernels), readouts
 
 
 def _provenance(
-    prompt: Prompt, model: ReplacementModel, local: Local, settings: dict
+    question: Question, model: ReplacementModel, ignored: tuple[int, ...]
 ) -> Provenance:
+    prompt = question.prompt
     text = (
         prompt if isinstance(prompt, str) else model.tokenizer.decode([int(one) for one in prompt])
     )
-    versions = {}
-    for name in ("trace-circuits", "torch", "transformers"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "unknown"
     return Provenance(
         prompt=text,
         model=model.adapter.name,
         transcoders=model.transcoders.name,
         transcoder_kind=model.transcoders.kind,
-        ignored_positions=local.ignored_positions,
-        settings=settings,
-        versions=versions,
+        ignored_positions=ignored,
+        settings=question.settings() | {"family": model.adapter.family.name},
+        versions=dict(_versions()),
         dtype=str(model.adapter.model.dtype).removeprefix("torch."),
     )
+
+
+@cache
+def _versions() -> tuple[tuple[str, str], ...]:
+    """Of the packages that make a graph; reading them off their files takes milliseconds."""
+    found = []
+    for name in ("trace-circuits", "torch", "transformers"):
+        try:
+            found.append((name, version(name)))
+        except PackageNotFoundError:
+            found.append((name, "unknown"))
+    return tuple(found)

@@ -11,8 +11,9 @@
 
 A record is written after its graph, and each whole or not at all: a batch that was killed goes on
 where it stopped and nothing is lost or doubled. A prompt that fails is recorded with its reason and
-the next one is traced. Prompts are traced one by one, here (`run`) or by workers of a Ray cluster
-(`run_on`), so that no graph depends on the company it was traced in.
+the next one is traced. Prompts are traced here (`run`) or by workers of a Ray cluster (`run_on`):
+one by one, so that no graph depends on the company it was traced in, or, where that is asked for
+(`together`), side by side, and then it does to rounding.
 """
 
 from circuit_tracer.batch.folder import Record

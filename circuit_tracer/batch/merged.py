@@ -183,17 +183,15 @@ def _edges(
     share = torch.zeros(len(found), dtype=torch.float64)
     share.index_add_(0, number, torch.cat([part.shares for part in parts]))
     share /= len(parts)
-    order = sorted(range(len(found)), key=lambda k: (-int(kept[k]), -float(share[k]), k))
+    order = share.argsort(descending=True, stable=True)  # found is ascending: ties stay so
+    order = order[kept[order].argsort(descending=True, stable=True)]
     names = {code: _name(keys[code]) for code in torch.cat(ends).unique().tolist()}
-    pairs = [divmod(code, len(keys)) for code in found.tolist()]
+    columns = (found // len(keys), found % len(keys), kept, share)
     return [
-        {
-            "source": names[pairs[k][0]],
-            "target": names[pairs[k][1]],
-            "kept": int(kept[k]),
-            "share": float(share[k]),
-        }
-        for k in order
+        {"source": names[source], "target": names[target], "kept": count, "share": passed}
+        for source, target, count, passed in zip(
+            *(column[order].tolist() for column in columns), strict=True
+        )
     ]
 
 

@@ -7,7 +7,7 @@ stops the batch and not a worker, and no graph can be there twice.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,10 +20,12 @@ from circuit_tracer.batch.jobs import Job
 from circuit_tracer.batch.merged import Profiled, merged, write_merged
 from circuit_tracer.batch.statistics import statistics
 from circuit_tracer.errors import CircuitTracerError
+from circuit_tracer.graph import Graph
 from circuit_tracer.loading import load
 from circuit_tracer.prune import EDGES, NODES
+from circuit_tracer.question import Question
 from circuit_tracer.replacement import ReplacementModel
-from circuit_tracer.tracing import page_circuit, trace
+from circuit_tracer.tracing import page_circuit, trace, trace_abreast
 from circuit_tracer.view.page import render
 
 Progress = Callable[[float, str], None]
@@ -38,13 +40,20 @@ class Recipe:
     Attributes:
         nodes, edges: pruning thresholds of the `kept_…` figures and the merged graph.
         pages: whether every graph gets a page.
+        together: at most so many prompts of one length are traced side by side.
         options: of `trace`.
     """
 
     nodes: float = NODES
     edges: float = EDGES
     pages: bool = False
+    together: int = 1
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def asked(self, job: Job) -> dict[str, Any]:
+        """Arguments of `trace` for one job."""
+        own = {"prompt": job.prompt, "targets": job.targets, "answer": job.answer}
+        return {**own, "chat": job.chat, **self.options}
 
     def identity(self, names: tuple[str, str]) -> dict[str, Any]:
         """What must be the same for all graphs of a folder; how they are computed may change."""
@@ -67,6 +76,7 @@ def run(
     edges: float = EDGES,
     retry: bool = False,
     pages: bool = False,
+    together: int = 1,
     progress: Progress = SILENT,
     **options: Any,
 ) -> list[Record]:
@@ -77,6 +87,8 @@ def run(
         nodes, edges: pruning thresholds of the `kept_…` figures and the merged graph.
         retry: also trace again what failed before.
         pages: write the HTML page of every graph too.
+        together: trace at most so many prompts of one length side by side; more than 1 gives the
+            same graphs but for rounding, and is meant for many short prompts.
         options: of `trace`, for all prompts.
 
     Returns:
@@ -86,8 +98,8 @@ def run(
         InputError: the folder holds a batch with another model or other options.
         OutputError: the folder, or a file in it, cannot be written; what is there stays.
     """
-    recipe = Recipe(nodes, edges, pages, options)
-    work = partial(_one_by_one, model, recipe)
+    recipe = Recipe(nodes, edges, pages, together, options)
+    work = partial(_here, model, recipe)
     return _run(jobs, folder, recipe, names(model), work, retry, progress)
 
 
@@ -100,6 +112,7 @@ def run_on(
     edges: float = EDGES,
     retry: bool = False,
     pages: bool = False,
+    together: int = 1,
     workers: int | None = None,
     progress: Progress = SILENT,
     **options: Any,
@@ -115,7 +128,7 @@ def run_on(
         InputError: also where Ray is not installed, nothing answers, or there is no room.
         CircuitTracerError: no worker can be had.
     """
-    recipe = Recipe(nodes, edges, pages, options)
+    recipe = Recipe(nodes, edges, pages, together, options)
     gpu = not str(loading.get("device", "auto")).startswith("cpu")
     make = partial(load, **loading)
     with cluster.connected(address) as ray, cluster.Crew(ray, make, workers, gpu) as crew:
@@ -132,33 +145,81 @@ def names(model: ReplacementModel) -> tuple[str, str]:
 
 def traced(job: Job, model: ReplacementModel, recipe: Recipe) -> Traced | str:
     """Trace one prompt; the reason where that fails."""
-    ask = {"targets": job.targets, "answer": job.answer, "chat": job.chat, **recipe.options}
     try:
-        graph = trace(job.prompt, model, **ask)
-        circuit = graph.prune(nodes=recipe.nodes, edges=recipe.edges)
-        return Traced(
-            graph=dataclasses.replace(graph),  # a copy without what was worked out on the way
-            figures=statistics(graph, circuit),
-            profile=Profiled.of(graph, circuit),
-            page=render(page_circuit(graph, model).drawing()) if recipe.pages else None,
-        )
+        return _finished(trace(model=model, **recipe.asked(job)), model, recipe)
     except Exception as error:  # whatever it is, it is this prompt's: the others are traced
         text = " ".join(str(error).split())
         return text if isinstance(error, CircuitTracerError) else f"{type(error).__name__}: {text}"
 
 
-def _one_by_one(model: ReplacementModel, recipe: Recipe, jobs: Iterable[Job]) -> Outcomes:
+def traced_together(
+    jobs: Sequence[Job], model: ReplacementModel, recipe: Recipe
+) -> list[Traced | str]:
+    """Trace prompts of one length side by side; one by one where any of them fails."""
+    if len(jobs) > 1:
+        try:
+            graphs = trace_abreast([Question(**recipe.asked(job)) for job in jobs], model)
+            return [_finished(graph, model, recipe) for graph in graphs]
+        except Exception:  # which prompt it was, and why, tracing each by itself will say
+            pass
+    return [traced(job, model, recipe) for job in jobs]
+
+
+def _finished(graph: Graph, model: ReplacementModel, recipe: Recipe) -> Traced:
+    circuit = graph.prune(nodes=recipe.nodes, edges=recipe.edges)
+    return Traced(
+        graph=dataclasses.replace(graph),  # a copy without what was worked out on the way
+        figures=statistics(graph, circuit),
+        profile=Profiled.of(graph, circuit),
+        page=render(page_circuit(graph, model).drawing()) if recipe.pages else None,
+    )
+
+
+def groups(jobs: Sequence[Job], recipe: Recipe, model: ReplacementModel) -> list[list[Job]]:
+    """Which jobs are traced together: those of one length, in their order; what cannot even be
+    put into tokens is by itself."""
+    if recipe.together == 1:
+        return [[job] for job in jobs]
+    found: list[list[Job]] = []
+    filling: dict[int, list[Job]] = {}
     for job in jobs:
-        yield job, traced(job, model, recipe)
+        try:
+            length = len(Question(**recipe.asked(job)).put(model)[0])
+        except Exception:  # tracing it will say why
+            found.append([job])
+            continue
+        group = filling.get(length)
+        if group is None or len(group) == recipe.together:
+            group = filling[length] = []
+            found.append(group)
+        group.append(job)
+    return found
 
 
-def _by_crew(crew: cluster.Crew, recipe: Recipe, jobs: Iterable[Job]) -> Outcomes:
-    for job, found in crew.each(partial(_on_worker, recipe), jobs):
-        yield job, found.reason if isinstance(found, cluster.Lost) else found
+def _here(model: ReplacementModel, recipe: Recipe, jobs: Sequence[Job]) -> Outcomes:
+    for group in groups(jobs, recipe, model):
+        yield from zip(group, traced_together(group, model, recipe), strict=True)
 
 
-def _on_worker(recipe: Recipe, model: ReplacementModel, job: Job) -> Traced | str:
-    return traced(job, model, recipe)
+def _by_crew(crew: cluster.Crew, recipe: Recipe, jobs: Sequence[Job]) -> Outcomes:
+    work = partial(_on_worker, recipe)
+    again: list[list[Job]] = []
+    grouped = [[job] for job in jobs]
+    if recipe.together > 1 and jobs:
+        grouped = crew.ask(partial(groups, jobs, recipe))
+    for group, found in crew.each(work, grouped):
+        if not isinstance(found, cluster.Lost):
+            yield from zip(group, found, strict=True)
+        elif len(group) == 1:
+            yield group[0], found.reason
+        else:
+            again += [[job] for job in group]
+    for (job,), found in crew.each(work, again):
+        yield job, found.reason if isinstance(found, cluster.Lost) else found[0]
+
+
+def _on_worker(recipe: Recipe, model: ReplacementModel, jobs: list[Job]) -> list[Traced | str]:
+    return traced_together(jobs, model, recipe)
 
 
 def _run(
@@ -166,7 +227,7 @@ def _run(
     folder: Path,
     recipe: Recipe,
     names: tuple[str, str],
-    work: Callable[[Iterable[Job]], Outcomes],
+    work: Callable[[Sequence[Job]], Outcomes],
     retry: bool,
     progress: Progress,
 ) -> list[Record]:

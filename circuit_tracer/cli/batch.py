@@ -17,7 +17,7 @@ NOT_HERE = {"targets", "differences", "features", "positions", "answer", "chat"}
 """What belongs to a prompt stands in its line."""
 
 TRACING = ("max_features", "max_logits", "logit_probability", "ignore_positions", "kernels",
-           "keep_edges", "pages", "retry")  # fmt: skip
+           "keep_edges", "pages", "together", "retry")  # fmt: skip
 
 EPILOG = """\b
 A line of prompts.jsonl:
@@ -26,6 +26,7 @@ A line of prompts.jsonl:
 
 Examples:
   circuit-tracer batch prompts.jsonl -o DIR
+  circuit-tracer batch prompts.jsonl -o DIR --together 16
   circuit-tracer batch prompts.jsonl -o DIR --ray auto --workers 8
   circuit-tracer batch prompts.jsonl -o DIR --ray 10.0.0.5:6379
 """
@@ -49,6 +50,14 @@ Examples:
 @options.tracing
 @options.keep_edges
 @click.option("--pages", is_flag=True, help="Write the page of every graph too.")
+@click.option(
+    "--together",
+    default=1,
+    type=options.AT_LEAST_ONE,
+    metavar="N",
+    help="Trace up to N prompts of one length side by side: faster where they are short, and the "
+    "same but for rounding.",
+)
 @clusters.clustered
 @click.option("--retry", is_flag=True, help="Trace again what failed before.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON lines.")

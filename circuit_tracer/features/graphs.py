@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,8 @@ def annotate(
             f"the features of {store.path} are those of {known}, and the graph is of {wanted}"
         )
     named = 0
-    for key, row in store.found(_features(graph)).items():
-        note, label = graph.notes.get(key, FeatureNote()), row.label
+    for key, label in store.labels(_features(graph)).items():
+        note = graph.notes.get(key, FeatureNote())
         if note.label and not note.label.startswith(MARK):
             continue
         if automatic and not note.label or not label.automatic:
@@ -98,9 +99,13 @@ def annotate_bundled(graph: Graph) -> None:
     """Give a graph of the bundled model what ships with it; leave others alone."""
     path = bundled_store(graph)
     if path is not None and not graph.lookups:
-        store = Store(path)
-        annotate(graph, store)
-        store.close()
+        annotate(graph, _kept_open(path, path.stat().st_mtime_ns))
+
+
+@lru_cache(maxsize=2)
+def _kept_open(path: Path, changed: int) -> Store:
+    """A store from one graph to the next, until its file changes."""
+    return Store(path)
 
 
 def bundled_store(graph: Graph) -> Path | None:

@@ -72,6 +72,7 @@ class Store:
         columns = "layer, features, first, last, firing"
         found = self._reading.select(f"SELECT {columns} FROM layer ORDER BY layer")
         self._layers = {layer: _Layer(*rest) for layer, *rest in found}
+        self._called: dict[tuple[int, int], Label] = {}
 
     def __repr__(self) -> str:
         return f"<{len(self):,} features of {self.about.get('transcoders')}>"
@@ -163,6 +164,13 @@ class Store:
                 break
         return out
 
+    def worded(self, layer: int) -> Iterator[tuple[Row, tuple[str, ...], tuple[str, ...]]]:
+        """Features of a layer in order, with the words they fire at and those they raise."""
+        query = f"SELECT {COLUMNS} FROM feature WHERE key BETWEEN ? AND ? ORDER BY key"
+        ends = key_of(layer, 0), key_of(layer + 1, 0) - 1
+        for row in self._reading.select(query, ends):
+            yield self._made(row), *self._reading.words(row[-1])
+
     def search(self, text: str, most: int = 20) -> list[Row]:
         """Features by a word of their label, that they fire at, or that they raise.
 
@@ -253,6 +261,16 @@ class Store:
     def label(self, layer: int, feature: int) -> Label | None:
         """What a feature is called; None where the store does not know it."""
         return self._row(layer, feature).label if self.known(layer, feature) else None
+
+    def labels(self, keys: Iterable[tuple[int, int]]) -> dict[tuple[int, int], Label]:
+        """What those (layer, id) features are called that the store knows, ascending.
+
+        They are remembered as long as the store is open.
+        """
+        wanted = sorted(set(keys))
+        new = [key for key in wanted if key not in self._called]
+        self._called.update((key, row.label) for key, row in self.found(new).items())
+        return {key: self._called[key] for key in wanted if key in self._called}
 
     @property
     def given(self) -> Mapping[tuple[int, int], Label]:

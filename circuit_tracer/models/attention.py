@@ -82,7 +82,7 @@ def _attend(
     else:
         pattern = _with_sinks(scores, s_aux)
     if _watcher is not None:
-        _watcher[id(module)] = pattern[0]
+        _watcher[id(module)] = pattern.flatten(0, 1)
     if _compared is not None:
         _compared[id(module)] = Compared(query[0], key[0], value[0], scaling, softcap)
     mixed = torch.matmul(pattern, _grouped(value, heads))

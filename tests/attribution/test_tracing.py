@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import tiny
 import torch
 
 import circuit_tracer as ct
-from circuit_tracer.errors import InputError
+from circuit_tracer.errors import InputError, TranscoderError
 from circuit_tracer.estimate import resolve_limit
 from circuit_tracer.notes import describe
 from circuit_tracer.targets import choose
@@ -144,3 +146,16 @@ def test_notes_are_decoders_seen_through_the_unembedding(model):
 def test_the_page_holds_more_than_the_circuit(model):
     graph = ct.trace(tiny.PROMPT, model)
     assert len(page_circuit(graph).nodes) >= len(graph.prune().nodes)
+
+
+@pytest.mark.parametrize("part", ["output_bias", "skip"])
+def test_weights_that_are_not_finite_are_refused_by_name(part):
+    """Nothing fires on these, so encoders and decoders do not notice."""
+    model = tiny.replacement("llama", skip=True)
+    layers = [model.transcoders.layer(layer) for layer in range(tiny.LAYERS)]
+    broken = getattr(layers[1], part).clone()
+    broken.view(-1)[3] = torch.nan
+    layers[1] = replace(layers[1], **{part: broken})
+    model.transcoders = replace(model.transcoders, source=layers.__getitem__, _open={})
+    with pytest.raises(TranscoderError, match="output bias or skip of layer 1 .*NaN"):
+        ct.trace(tiny.PROMPT, model)

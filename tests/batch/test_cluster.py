@@ -159,14 +159,15 @@ def test_workers_that_die_while_they_start_are_not_replaced_for_ever(ray):
         crew.ask(str)
 
 
+@pytest.mark.parametrize("together", [1, 3])
 def test_a_batch_on_a_cluster_is_that_of_one_process_though_a_worker_is_killed(
-    ray, tmp_path, monkeypatch
+    ray, tmp_path, monkeypatch, together
 ):
     from circuit_tracer.batch import Job, run, run_on, running
     from tests import tiny
 
     jobs = [Job(f"p{k}", [2, 5 + k, 9, 21 - k]) for k in range(8)]
-    run(jobs, tiny.replacement("llama"), tmp_path / "here")
+    run(jobs, tiny.replacement("llama"), tmp_path / "here", together=together)
     monkeypatch.setattr(running, "load", tiny.replacement)
     killed = []
 
@@ -175,9 +176,8 @@ def test_a_batch_on_a_cluster_is_that_of_one_process_though_a_worker_is_killed(
             killed.append(workers()[0])
             os.kill(killed[0], signal.SIGKILL)
 
-    records = run_on(
-        "auto", jobs, {"family": "llama"}, tmp_path / "there", workers=2, progress=kill_one
-    )
+    how = {"workers": 2, "together": together, "progress": kill_one}
+    records = run_on("auto", jobs, {"family": "llama"}, tmp_path / "there", **how)
     assert killed and [record.error for record in records] == [None] * len(jobs)
     assert contents(tmp_path / "there") == contents(tmp_path / "here")
 

@@ -217,3 +217,66 @@ def test_the_command_traces_a_file(tmp_path):
     assert rows[0]["target"] == " large" and rows[0]["expanded"] == 20
     assert "xyzzy" in rows[1]["error"]
     assert "--answer" not in CliRunner().invoke(main, ["batch", "--help"]).output
+
+
+SIDE_BY_SIDE = [
+    Job("a", [2, 5, 7, 9]),
+    Job("longer", [2, 5, 7, 9, 11]),
+    Job("b", [2, 6, 8, 9]),
+    Job("empty", ""),
+    Job("c", [2, 9, 21, 5], targets=("w30",)),
+    Job("d", [2, 8, 8, 8]),
+]
+
+
+def test_prompts_traced_together_have_the_figures_of_each_alone(model, tmp_path, monkeypatch):
+    groups, original = [], batching.trace_abreast
+    monkeypatch.setattr(
+        batching,
+        "trace_abreast",
+        lambda asked, model: groups.append([one.prompt for one in asked]) or original(asked, model),
+    )
+    alone = run(SIDE_BY_SIDE, model, tmp_path / "alone")
+    assert groups == []
+    found = run(SIDE_BY_SIDE, model, tmp_path / "together", together=3)
+    of = {job.id: job.prompt for job in SIDE_BY_SIDE}
+    assert groups == [[of["a"], of["b"], of["c"]]]  # the others are by themselves
+    for one, other in zip(alone, found, strict=True):
+        assert one.job == other.job and one.error == other.error
+        figures = [{k: v for k, v in r.figures.items() if k != "seconds"} for r in (one, other)]
+        for name, value in figures[0].items():
+            close = not isinstance(value, str) and value is not None
+            wanted = pytest.approx(value, abs=1e-9) if close else value
+            assert figures[1][name] == wanted, name
+    assert {path.name for path in (tmp_path / "together").rglob("*.*")} == {
+        path.name for path in (tmp_path / "alone").rglob("*.*")
+    }
+    run(SIDE_BY_SIDE, model, tmp_path / "together")  # another number is no other batch
+    assert len(groups) == 1
+
+
+def test_a_prompt_that_fails_does_not_take_those_beside_it_along(model, tmp_path):
+    jobs = [*SIDE_BY_SIDE[:3], Job("bad", [2, 6, 7, 5], targets=("no such",))]
+    records = run(jobs, model, tmp_path, together=8)
+    assert [record.error is None for record in records] == [True, True, True, False]
+    assert "no such" in records[3].error
+
+
+def test_a_batch_of_prompts_side_by_side_goes_on_where_it_stopped(model, tmp_path, monkeypatch):
+    jobs = [Job(f"p{k}", [2, 5 + k, 9]) for k in range(5)]
+    original = batching.Folder.keep
+
+    def stop(folder, job, found):
+        if job.id == "p3":
+            raise KeyboardInterrupt
+        return original(folder, job, found)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(batching.Folder, "keep", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(jobs, model, tmp_path, together=2)
+    before = files(tmp_path)
+    records = run(jobs, model, tmp_path, together=2)
+    assert [record.error for record in records] == [None] * 5
+    assert all(files(tmp_path)[f"graphs/p{k}.safetensors"] == before[f"graphs/p{k}.safetensors"]
+               for k in range(3))  # fmt: skip

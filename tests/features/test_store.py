@@ -11,7 +11,7 @@ import urllib.request
 import pytest
 
 from circuit_tracer.errors import InputError, OutputError
-from circuit_tracer.features import file, labels, open_store, site
+from circuit_tracer.features import file, labels, open_store, search_page, site
 from circuit_tracer.features.feature import Label
 from circuit_tracer.features.serving import server
 
@@ -202,11 +202,15 @@ def test_hostile_text_never_becomes_markup(store, tmp_path):
     store.set_labels({(0, 0): Label(NAME, NAME)})
     site.export(store, tmp_path / "site")
     pages = sorted((tmp_path / "site").rglob("*.html"))
-    assert len(pages) == 1 + 2 + 4
+    assert len(pages) == 1 + 1 + 2 + 4
     for page in pages:
         text = page.read_text(encoding="utf-8")
         tags = Tags()
         tags.feed(text)
+        if page.name == "search.html":
+            assert text.count("<script") == 2 and search_page.permission() in html.unescape(text)
+            assert not any(char in text for char in "\u202e\x00\x1b")
+            continue
         assert not tags.tags & {"script", "img", "iframe", "object", "svg", "link", "base"}
         assert not tags.attributes & {"style", "src", "onerror", "onclick", "onload"}
         assert not any(char in text for char in "\u202e\x00\x1b")
@@ -219,6 +223,23 @@ def test_every_feature_has_an_address_of_its_own(store, tmp_path):
     site.export(store, tmp_path)
     for row in store:
         assert f"{row.layer}.{row.id}" in (tmp_path / f"{row.layer}/{row.id}.html").read_text()
+
+
+def test_a_page_searches_what_fits_it_and_else_says_so(store, tmp_path, monkeypatch):
+    def page(path):
+        return site.page(store, path)
+
+    assert page("0/search.html") is None and "<form" in page("0/0.html")
+    monkeypatch.setattr(search_page, "MOST", 3)
+    assert "<form" not in page("0/0.html") and 'href="search.html">Search<' in page("0/0.html")
+    said = page("search.html")
+    assert "These are 4 features; a page without a server can search 3." in said
+    assert 'href="0/search.html"' in said and "<script" not in said
+    assert '"rows":[[0,' in page("0/search.html") and page("7/search.html") is None
+    monkeypatch.setattr(search_page, "MOST", 1)
+    assert "a page without a server can search 1" in page("0/search.html")
+    site.export(store, tmp_path)
+    assert len(list(tmp_path.rglob("search.html"))) == 1 + 2
 
 
 def test_long_layers_are_paged(store, tmp_path, monkeypatch):
