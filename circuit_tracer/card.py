@@ -170,6 +170,10 @@ class Faithfulness:
         lines = [f"  {name:<{width}}  {said}" for name, said in rows]
         return "\n".join([self.verdict, *lines, *LIMITS])
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """In a notebook: as `print` shows it."""
+        printer.text(str(self))
+
     @property
     def checks(self) -> tuple[tuple[str, bool], ...]:
         """What was asked, and whether it holds."""

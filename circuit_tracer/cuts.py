@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 from circuit_tracer.nodes import Node
 from circuit_tracer.paths import Wiring
+from circuit_tracer.summary import percent
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,11 @@ class Cut:
     nodes: tuple[Node, ...]
     share: float
     direct: float
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """In a notebook: without its nodes, which may fill a screen."""
+        said = f"{percent(self.share)} passes them, {percent(self.direct)} goes straight"
+        printer.text(f"Cut({len(self.nodes)} nodes: {said})")
 
 
 def dominators(wiring: Wiring, starts: Collection[int], ends: Collection[int]) -> list[int]:

@@ -126,7 +126,8 @@ def torch() -> list[Finding]:
 def device(library: Any) -> Finding:
     """The best device torch can use, with its size."""
     cuda, mps = library.cuda, library.backends.mps
-    threads = f"{library.get_num_threads()} threads"
+    count = library.get_num_threads()
+    threads = f"{count} thread{'' if count == 1 else 's'}"
     try:
         if cuda.is_available():
             card = cuda.get_device_properties(0)

@@ -81,6 +81,9 @@ class EdgeRows:
     value: Float[Tensor, " node"]
     keep: float = field(default=1.0, kw_only=True)
 
+    def __repr__(self) -> str:
+        return f"EdgeRows({len(self.rows):,} rows over {len(self.index):,} nodes)"
+
     @classmethod
     def from_edges(
         cls,

@@ -33,8 +33,7 @@ def file_kind(path: str | os.PathLike[str]) -> FileKind:
         InputError: there is no such file.
         GraphFileError: it cannot be read, or is empty.
     """
-    if not Path(path).is_file():
-        raise InputError(f"there is no file {path}")
+    check_there(path)
     try:
         with open(path, "rb") as file:
             start = file.read(64)
@@ -47,6 +46,14 @@ def file_kind(path: str | os.PathLike[str]) -> FileKind:
     return "pickle" if start.startswith(PICKLES) else "safetensors"
 
 
+def check_there(path: str | os.PathLike[str]) -> None:
+    """Raise InputError unless there is a file at `path`."""
+    if Path(path).is_dir():
+        raise InputError(f"{path} is a folder; name a file in it")
+    if not Path(path).is_file():
+        raise InputError(f"there is no file {path}")
+
+
 def json_text(path: str | os.PathLike[str]) -> bytes:
     """The JSON text of a file, unpacked where it is compressed, without a byte order mark.
 
@@ -54,8 +61,7 @@ def json_text(path: str | os.PathLike[str]) -> bytes:
         InputError: there is no such file.
         GraphFileError: it cannot be read, is cut short, or unpacks to more than `LARGEST`.
     """
-    if not Path(path).is_file():
-        raise InputError(f"there is no file {path}")
+    check_there(path)
     try:
         with open(path, "rb") as file:
             packed = file.read(len(GZIP)) == GZIP

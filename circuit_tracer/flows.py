@@ -10,10 +10,11 @@ import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from circuit_tracer.errors import InputError
 from circuit_tracer.nodes import Node
+from circuit_tracer.summary import percent
 
 if TYPE_CHECKING:
     from circuit_tracer.circuit import Circuit, Which
@@ -34,6 +35,11 @@ class Carrier:
     node: Node
     arriving: float
     share: float
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """In a notebook: the node by id and label."""
+        said = f"{percent(self.arriving)} comes from there, carries {percent(self.share)}"
+        printer.text(f"Carrier({self.node.id} {self.node.label!r}: {said})")
 
 
 @dataclass(frozen=True, slots=True)

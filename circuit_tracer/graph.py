@@ -191,7 +191,7 @@ class Graph:
             "tokens": self.tokens,
             "token_ids": self.token_ids,
             "provenance": asdict(self.provenance),
-            "notes": [[*key, asdict(note)] for key, note in self.notes.items()],
+            "notes": [[*key, note.to_plain()] for key, note in self.notes.items()],
         }
         if self.faithfulness is not None:
             header["faithfulness"] = self.faithfulness.to_plain()

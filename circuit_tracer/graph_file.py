@@ -12,6 +12,10 @@ Rows without their weakest edges (`sparse`) hold in `values` what was kept, and 
     mask  (n_bytes,)  of all blocks, which places are kept    remainder  (n_rows,)
     dropped  (n_rows, n_layers)                               keep  in the header
 
+Where targets are directions, their vectors are there too, as they were given:
+
+    directions  (n_directions, d_model)     directed  (n_directions,)  which targets they are
+
 The safetensors metadata say `format` and `version`: 1, or 2 for such rows. A file is believed only
 after everything in it was checked against everything else.
 """
@@ -20,6 +24,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +35,7 @@ from safetensors.torch import save_file
 from circuit_tracer import files
 from circuit_tracer.edges import Block, EdgeRows, RowBlock
 from circuit_tracer.errors import GraphFileError, InputError
+from circuit_tracer.file_kind import check_there
 from circuit_tracer.nodes import NodeIndex
 from circuit_tracer.shapes import Float, Int, Tensor
 from circuit_tracer.sparse import COUNTS, SparseBlock
@@ -53,7 +59,8 @@ def write(
     """Write a graph, whole or not at all.
 
     Args:
-        header: plain JSON values; `read` gives them back.
+        header: plain JSON values; `read` gives them back. Its `targets` may have a `direction`
+            each, which is kept as a tensor.
 
     Raises:
         InputError: the header is not plain JSON.
@@ -64,8 +71,9 @@ def write(
     sparse = [block for block in edges.blocks if isinstance(block, SparseBlock)]
     if sparse:
         sizes["keep"] = edges.keep
+    targets, directions = _parted(header["targets"])
     try:
-        text = json.dumps({**header, **sizes}, allow_nan=False).encode()
+        text = json.dumps({**header, "targets": targets, **sizes}, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
         raise InputError(
             f"the settings of this graph are not plain JSON values: {error}"
@@ -89,6 +97,9 @@ def write(
         tensors["mask"] = torch.cat([block.mask.flatten() for block in sparse])
         for name in SUMS:
             tensors[name] = torch.cat([getattr(block, name) for block in sparse])
+    if directions:
+        tensors["directed"] = torch.tensor(list(directions))
+        tensors["directions"] = torch.tensor(list(directions.values()), dtype=torch.float64)
     for name in (*TERMS, "activations", "features", "target_positions"):
         tensors[name] = tensors[name].detach().clone()  # what shares memory cannot be stored
     with files.replacing(path) as place:
@@ -97,6 +108,15 @@ def write(
             save_file(tensors, place, {"format": FORMAT, "version": str(version)})
         except safetensors.SafetensorError as error:
             raise OSError(str(error)) from error
+
+
+def _parted(
+    targets: Sequence[dict[str, Any]],
+) -> tuple[list[dict[str, Any]], dict[int, Sequence[float]]]:
+    """(targets without their directions, the directions by the number of their target)."""
+    plain = [dict(target) for target in targets]
+    directions = {k: target.pop("direction", None) for k, target in enumerate(plain)}
+    return plain, {k: vector for k, vector in directions.items() if vector is not None}
 
 
 def _stored(block: Block) -> Tensor:
@@ -127,6 +147,11 @@ def read(
         blocks = _blocks(index, tensors, keep)
         edges = EdgeRows(index, blocks, *(tensors[name] for name in TERMS), keep=keep)
         _check_numbers(edges, tensors)
+        for k, vector in _directions(index, tensors).items():
+            target = header["targets"][k]
+            if target["token_id"] is not None or target["feature"] or target["difference"]:
+                raise ValueError(f"target {k} is a direction and something else")
+            target["direction"] = vector
     except (InputError, KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
         raise damaged(path, error) from error
     return edges, tensors["activations"], header
@@ -139,8 +164,7 @@ def damaged(path: str | os.PathLike[str], error: Exception) -> GraphFileError:
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise InputError(f"there is no file {path}")
+    check_there(path)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             about = file.metadata() or {}
@@ -291,6 +315,22 @@ class _Sparse:
     def check_end(self) -> None:
         self.values.check_end()
         self.mask.check_end()
+
+
+def _directions(index: NodeIndex, tensors: dict[str, Tensor]) -> dict[int, tuple[float, ...]]:
+    """The vectors of the targets that are directions, by their numbers."""
+    if not {"directed", "directions"} & set(tensors):
+        return {}
+    targets, vectors = tensors["directed"], tensors["directions"]
+    if targets.dtype != torch.int64 or vectors.dtype != torch.float64:
+        raise ValueError("directions are not numbers of float64 for targets of int64")
+    if targets.ndim != 1 or vectors.ndim != 2 or len(vectors) != len(targets):
+        raise ValueError("there are not as many directions as targets for them")
+    if not bool(((targets >= 0) & (targets < index.n_targets)).all()):
+        raise ValueError("a direction belongs to no target")
+    if not bool(vectors.isfinite().all()):
+        raise ValueError("directions are not all finite numbers")
+    return dict(zip(targets.tolist(), map(tuple, vectors.tolist()), strict=True))
 
 
 def _check_numbers(edges: EdgeRows, tensors: dict[str, Tensor]) -> None:

@@ -6,10 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from circuit_tracer import neurons
 from circuit_tracer.bundled import model_dir, transcoder_dir
 from circuit_tracer.errors import InputError
-from circuit_tracer.models.load import open_model, open_transcoders, resolve_device, resolve_dtype
+from circuit_tracer.models.load import (
+    local_folder,
+    open_model,
+    open_transcoders,
+    resolve_device,
+    resolve_dtype,
+    split_revision,
+)
 from circuit_tracer.models.placement import BALANCED, Offload, check_choice
 from circuit_tracer.models.presets import preset, transcoders_of
 from circuit_tracer.replacement import ReplacementModel
@@ -25,7 +34,7 @@ def load(
     model: str | Path | None = None,
     transcoders: Transcoders | None = None,
     device: str = "auto",
-    dtype: str = "auto",
+    dtype: str | torch.dtype = "auto",
     offload: Offload = None,
 ) -> ReplacementModel:
     """A model with its transcoders.
@@ -39,7 +48,7 @@ def load(
             features. Also a `TranscoderSet`, or a dict of tensors (docs/transcoders.md).
         device: "auto" (cuda where there is one), "cpu", "cuda", "cuda:1", "mps" …, or "balanced",
             which spreads the layers over several CUDA devices.
-        dtype: "auto" (float32 on a CPU, the checkpoint's on a GPU), "float32", "bfloat16" …
+        dtype: "auto" (float32 on a CPU, the checkpoint's on a GPU), "float32", torch.bfloat16 …
             Edges are accumulated in float32, or float64 for a float64 model.
         offload: "cpu" or "disk" keep the layers there and fetch one at a time; slower.
 
@@ -94,6 +103,7 @@ def _names(model: str | Path | None, transcoders: Transcoders | None) -> tuple[s
     name = str(model) if known is None else known.model
     usual = transcoders_of(name) if known is None else known.transcoders
     if transcoders is None and usual is None:
+        local_folder(split_revision(name)[0])  # says so where there is no such folder
         raise InputError(
             f"{name} needs transcoders trained on it: pass transcoders= (--transcoders), a hub id "
             "or a folder; --transcoders neurons takes its own MLP neurons as features. "

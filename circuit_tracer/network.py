@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -34,6 +35,12 @@ class Edge:
     target: Node
     weight: float
     share: float
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """In a notebook: its ends by id and label, because lists of edges are long."""
+        ends = (f"{node.id} {node.label!r}" for node in (self.source, self.target))
+        said = f"{self.weight:+.4g}, {percent(self.share)}"
+        printer.text(f"Edge({' → '.join(ends)}: {said})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +70,10 @@ class Path:
         for node, weight in zip(self.nodes[1:], self.weights, strict=True):
             steps.append(f"{'→' if weight >= 0 else '⊣'} {node.label}")
         return f"{' '.join(steps)}  ({percent(self.share)})"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """In a notebook: as `print` shows it."""
+        printer.text(f"Path({self})")
 
 
 @dataclass(frozen=True, eq=False)

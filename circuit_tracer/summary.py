@@ -19,7 +19,7 @@ def percent(share: float) -> str:
     >>> percent(0.1234), percent(0.00012)
     ('12.3 %', '0.012 %')
     """
-    return f"{100 * share:.1f} %" if share >= 0.001 or share == 0 else f"{100 * share:.2g} %"
+    return f"{100 * share:.{'1f' if abs(share) >= 0.001 or share == 0 else '2g'}} %"
 
 
 def sentences(circuit: Circuit) -> list[str]:

@@ -83,6 +83,7 @@ class Readout:
         probability: of the token under the model; None for directions and features.
         weight: its weight in influence: the probability, 1 where there is none.
         difference: ids of the two tokens, where it is logit(a) − logit(b).
+        direction: (d_model,) what a `Direction` was given as.
     """
 
     label: str
@@ -96,11 +97,13 @@ class Readout:
     probability: float | None
     weight: float
     difference: tuple[int, int] | None = None
+    direction: Float[Tensor, " d_model"] | None = None
 
     @property
     def target(self) -> Target:
         """What a graph keeps of it."""
         feature = None if self.feature is None else (self.layer, self.feature)
+        vector = None if self.direction is None else tuple(self.direction.tolist())
         return Target(
             self.label,
             self.token_id,
@@ -109,7 +112,22 @@ class Readout:
             self.weight,
             feature,
             self.difference,
+            vector,
         )
+
+
+def again(target: Target) -> Wanted | None:
+    """What has to be asked for to get a graph's target; None for a direction of unknown vector."""
+    if target.feature is not None:
+        layer, feature = target.feature
+        return layer, target.position, feature
+    if target.token_id is not None:
+        return At(target.token_id, target.position)
+    if target.difference is not None:
+        return At(Difference(*target.difference), target.position)
+    if target.direction is not None:
+        return At(Direction(target.direction, target.label), target.position)
+    return None
 
 
 def choose(
@@ -145,7 +163,7 @@ def choose(
             for place in places
             for token in reader.likeliest(place, max_logits, logit_probability)
         ]
-    if isinstance(targets, str):
+    if isinstance(targets, str | int | Difference | Direction | At):
         raise InputError(f"targets is a list: give [{targets!r}]")
     if not targets:
         raise InputError("targets is empty; name at least one token, or leave it out")
@@ -197,6 +215,8 @@ def place(position: int, n_positions: int) -> int:
 
 def _places(positions: int | Sequence[int], n_positions: int) -> list[int]:
     """Every position once, in the order given."""
+    if isinstance(positions, str):
+        raise InputError(f"a position must be a whole number, not {positions!r}")
     given = list(positions) if isinstance(positions, Iterable) else [positions]
     if not given:
         raise InputError("positions is empty; give at least one, or leave it out")
@@ -247,7 +267,9 @@ class _Reader:
             found = self._after_norm(label, None, position, row_a - row_b, bias_a - bias_b)
             return replace(found, difference=(a, b))
         if isinstance(target, Direction):
-            return self._after_norm(target.label, None, position, self._vector(target), 0.0)
+            vector = self._vector(target)
+            found = self._after_norm(target.label, None, position, vector, 0.0)
+            return replace(found, direction=vector)
         token = token_id(self.model, target)
         mean_row, mean_bias = self.model.adapter.mean_unembedding
         row, bias = self._column(token)
@@ -338,6 +360,11 @@ def token_id(model: ReplacementModel, token: str | int) -> int:
         InputError: not one token of the vocabulary; the message shows the pieces and near ones.
     """
     size = model.adapter.vocabulary
+    if not isinstance(token, int | str):
+        raise InputError(
+            f"{token!r} is no target: give a token by text or id, a Difference, a Direction, At, "
+            "or a feature as (layer, position, id)"
+        )
     if isinstance(token, int):
         if 0 <= token < size:
             return token

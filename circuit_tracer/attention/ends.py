@@ -19,7 +19,7 @@ from circuit_tracer.local import Local
 from circuit_tracer.nodes import Node, node_id
 from circuit_tracer.replacement import ReplacementModel
 from circuit_tracer.shapes import Float, Tensor
-from circuit_tracer.targets import At, Difference, Direction, Wanted, choose
+from circuit_tracer.targets import At, Difference, Direction, Wanted, again, choose
 
 Prompt = str | Sequence[int] | torch.Tensor | Local | Graph
 SourceName = str | Node
@@ -139,13 +139,9 @@ def _output(graph: Graph | None, name: str, number: int, position: int) -> Wante
     if number >= 0:
         return At(number, position)
     if graph is not None and -number <= len(graph.targets):
-        target = graph.targets[-1 - number]
-        if target.feature is not None:
-            return target.feature[0], target.position, target.feature[1]
-        if target.token_id is not None:
-            return At(target.token_id, target.position)
-        if target.difference is not None:
-            return At(Difference(*target.difference), target.position)
+        wanted = again(graph.targets[-1 - number])
+        if wanted is not None:
+            return wanted
     raise InputError(
         f"{name} is a direction, which its id does not describe: pass it as it was passed to be "
         "traced, as Direction(vector) or At(Direction(vector), position)"

@@ -1,8 +1,8 @@
 """`circuit-tracer attribute`: the reference tool's options, so that its users' scripts work.
 
 What differs is said here and in `--help`: the graph file is safetensors (the reference tool's .pt
-is a pickle, which we do not write), `--batch_size` and `--offload` change nothing because edges
-are not computed by batches of backward passes and weights are mapped from disk as they are needed.
+is a pickle, which we do not write), and `--batch_size` changes nothing because edges are not
+computed by batches of backward passes.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ LONG_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 @options.targets
 @options.keep_edges
 @click.option("--dtype", type=click.Choice(DTYPES), default="float32", help="Of the weights.")
-@click.option("--offload", type=click.Choice(["cpu", "disk"]), help="Changes nothing here.")
-@click.option("--device", default="auto", help="Where to run.")
+@options.DEVICE
+@options.OFFLOAD
 @click.option("--verbose", is_flag=True, help="Show progress.")
 @options.debug
 def attribute(**given: Any) -> None:
@@ -138,7 +138,8 @@ def attributed(given: dict[str, Any], report: progress.Report) -> Any:
     import circuit_tracer as ct
 
     dtype = LONG_NAMES.get(given["dtype"], given["dtype"])
-    model = ct.load(given["model"], given["transcoder_set"], device=given["device"], dtype=dtype)
+    place = {name: given[name] for name in ("device", "offload")}
+    model = ct.load(given["model"], given["transcoder_set"], dtype=dtype, **place)
     return ct.trace(
         given["prompt"],
         model,

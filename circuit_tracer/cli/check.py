@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from circuit_tracer.cli import destinations, options
+from circuit_tracer.cli import destinations, options, texts
 from circuit_tracer.cli.progress import bar
 from circuit_tracer.cli.task import Task
 
@@ -39,8 +38,7 @@ BUNDLED_TEXTS = 1000
 )
 @options.json_file("Write the figures as JSON; - prints them and nothing else.")
 @options.page_file("Draw the figures by layer.")
-@click.option("--device", metavar="auto|cpu|cuda|mps", default="auto", help="Where to run.")
-@click.option("--dtype", type=click.Choice(options.DTYPES), default="auto", help="Number type.")
+@options.place
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing; the exit status says it.")
 @options.debug
 def check(
@@ -51,10 +49,9 @@ def check(
     positions: str,
     json_path: Path | None,
     output: Path | None,
-    device: str,
-    dtype: str,
     quiet: bool,
     debug: bool,
+    **place: Any,
 ) -> None:
     """Measure how well TRANSCODERS stand in for the MLPs of MODEL.
 
@@ -68,12 +65,12 @@ def check(
 
     if output is not None:
         report.check_suffix(output)
-    texts = _texts(source)
-    replaced = load(model, transcoders, device=device, dtype=dtype)
+    given = _texts(source)
+    replaced = load(model, transcoders, **place)
     with bar(quiet) as progress:
         found = measure.measure(
             replaced,
-            texts,
+            given,
             tokens=tokens,
             positions="last" if positions == "last" else "all",
             progress=progress,
@@ -94,21 +91,7 @@ def _texts(source: str | None) -> list[str]:
         from circuit_tracer.bundled.measure import unseen
 
         return [sentence.text for sentence in unseen(BUNDLED_TEXTS)]
-    from circuit_tracer.errors import InputError
-
-    try:
-        if source == "-":
-            text = sys.stdin.buffer.read().decode("utf-8")
-        else:
-            text = Path(source).read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot read {source}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{source} is not UTF-8 text: {error.reason}") from error
-    lines = [line for line in text.splitlines() if line.strip()]
-    if not lines:
-        raise InputError(f"{'stdin' if source == '-' else source} holds no text to measure on")
-    return lines
+    return texts.read(Path(source))
 
 
 def _said(found: Agreement) -> str:

@@ -59,19 +59,6 @@ class Layers(click.ParamType):
         return tuple(sorted(layers))
 
 
-def modelled(command: Any) -> Any:
-    """Give a command the options that choose a model."""
-    for option in reversed((
-        click.option("--model", metavar="ID|DIR", help="A model.  [default: the bundled one]"),
-        click.option("--transcoders", metavar="ID|DIR", help="Its transcoders."),
-        click.option("--device", metavar="auto|cpu|cuda|mps", default="auto", help="Where to run."),
-        click.option("--dtype", type=click.Choice(options.DTYPES), default="auto",
-                     help="Number type."),
-    )):  # fmt: skip
-        command = option(command)
-    return command
-
-
 @click.command(cls=Task, name="build", context_settings=HELP)
 @click.option("--text", "sources", multiple=True, required=True, metavar="FILE|DIR|DATASET",
               help="Texts: .txt (one a line), .tsv, .csv or .jsonl with a column text and maybe "
@@ -91,7 +78,7 @@ def modelled(command: Any) -> Any:
               "together.")  # fmt: skip
 @clusters.clustered
 @OUTPUT
-@modelled
+@options.loading
 @QUIET
 @options.debug
 def build(
@@ -143,7 +130,7 @@ def build(
 @click.command(cls=Task, name="merge", context_settings=HELP)
 @click.argument("parts", nargs=-1, required=True, type=click.Path(path_type=Path))
 @OUTPUT
-@modelled
+@options.loading
 @QUIET
 @options.debug
 def merge(parts: tuple[Path, ...], output: Path, quiet: bool, debug: bool, **given: Any) -> None:

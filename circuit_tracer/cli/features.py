@@ -74,22 +74,23 @@ def similar(feature: tuple[int, int], store: str, debug: bool, **out: Any) -> No
 @click.option("--prompt", metavar="TEXT", help="The features that fire most in this text.")
 @click.option("--graph", type=click.Path(path_type=Path), metavar="FILE.safetensors",
               help="The features with the largest influence in this graph.")  # fmt: skip
+@options.labels
 @click.option("--model", metavar="ID|DIR", help="For --prompt; the bundled one where left out.")
 @click.option("--transcoders", metavar="ID|DIR", help="For --prompt; plt or clt for the bundled "
               "model, which the store's are by default.")  # fmt: skip
-@options.labels
+@options.place
 @click.option("--most", type=options.AT_LEAST_ONE, default=20, metavar="N", help="At most so many.")
 @reading
 def top(
     prompt: str | None,
     graph: Path | None,
-    model: str | None,
-    transcoders: str | None,
     labels: Path | None,
     most: int,
     store: str,
     debug: bool,
-    **out: Any,
+    json_path: Path | None,
+    quiet: bool,
+    **named: Any,
 ) -> None:
     """List the features that matter most in a text or a graph.
 
@@ -97,7 +98,7 @@ def top(
     """
     if (prompt is None) == (graph is None):
         raise click.UsageError("give either --prompt or --graph")
-    destinations.check(out["json_path"])
+    destinations.check(json_path)
     import circuit_tracer as ct
     from circuit_tracer.features import graphs
 
@@ -106,8 +107,9 @@ def top(
         ranked, score = graphs.top(known, ct.Graph.read(graph), most), "influence"
     else:
         assert prompt is not None
-        own = model is None and transcoders is None and store in ("plt", "clt")
-        loaded = ct.load(model, store if own else transcoders)
+        if named["model"] is None and named["transcoders"] is None and store in ("plt", "clt"):
+            named["transcoders"] = store
+        loaded = ct.load(**named)
         ranked, score = graphs.top_of_prompt(known, loaded, prompt, most), "of largest"
     ranked = [
         dataclasses.replace(one, label=called.get((one.layer, one.id), one.label)) for one in ranked
@@ -124,6 +126,7 @@ def top(
         ]  # fmt: skip
         return table([head, *rows], right=(1, 3, 4))
 
+    out = {"json_path": json_path, "quiet": quiet}
     put(out, [graphs.plain(one) for one in ranked], table)
 
 

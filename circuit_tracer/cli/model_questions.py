@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from circuit_tracer.cli import options
+from circuit_tracer.cli import options, texts
 from circuit_tracer.cli.asking import Answer, in_graph, load_model, question
 from circuit_tracer.cli.query import PLACES, ROWS, percent, query
 
@@ -113,7 +113,7 @@ def error(circuit: ct.Circuit, given: dict[str, Any], graph: ct.Graph) -> Answer
 )  # fmt: skip
 def weights(circuit: ct.Circuit, given: dict[str, Any], graph: ct.Graph) -> Answer:
     """Weights between features that hold for every prompt: of a pair, or the strongest of one."""
-    from circuit_tracer.cli.steer import texts
+    from circuit_tracer.agreement.measure import pieces
     from circuit_tracer.errors import InputError
     from circuit_tracer.global_weights import coactivation, global_weights, virtual_weight
 
@@ -129,12 +129,17 @@ def weights(circuit: ct.Circuit, given: dict[str, Any], graph: ct.Graph) -> Answ
         return Answer(value, f"{_feature(pair[0])} → {_feature(pair[1])}: {weight:+.4g}")
     seen = None
     if given["texts"] is not None:
-        seen = coactivation(model, of, texts(given["texts"], model))
+        read = (ids.tolist() for ids in pieces(model, texts.read(given["texts"])))
+        seen = coactivation(model, of, read)
     found = global_weights(model, of, given["side"], given["k"], seen)
     values = [{**asdict(one), "warning": one.warning} for one in found]
     head = ("feature", "weight", "chance", "TWERA", "together", "")
-    rows = [_weight(one, given["side"]) for one in found]
-    return Answer(values, f"{given['side']} of {_feature(of)}", [head, *rows], (1, 2, 3, 4))
+    rows = [head, *(_weight(one, given["side"]) for one in found)]
+    title = f"{given['side']} of {_feature(of)}"
+    if seen is None:
+        rows = [row[:3] for row in rows]
+        title += "; many are of features that never meet: --texts FILE ranks by which do"
+    return Answer(values, title, rows, (1, 2, 3, 4)[: len(rows[0]) - 1])
 
 
 def _apart(found: ErrorNode, circuit: ct.Circuit, k: int) -> list[str]:

@@ -154,12 +154,15 @@ NAMES = (
     click.option("--transcoders", metavar="ID|DIR", help="Its transcoders, named the same way; plt "
                  "or clt for the bundled model."),
 )  # fmt: skip
+DEVICE = click.option("--device", metavar="auto|cpu|cuda|mps|balanced", default="auto",
+                      help="Where to run; balanced spreads the layers over several "
+                      "GPUs.")  # fmt: skip
+OFFLOAD = click.option("--offload", type=click.Choice(["cpu", "disk"]),
+                       help="Keep the model's layers there and fetch one at a time; "
+                       "slower.")  # fmt: skip
 DTYPE = click.option("--dtype", type=click.Choice(DTYPES), default="auto",
                      help="Number type of the model's weights.")  # fmt: skip
-PLACE = (
-    click.option("--device", metavar="auto|cpu|cuda|mps", default="auto", help="Where to run."),
-    DTYPE,
-)
+PLACE = (DEVICE, OFFLOAD, DTYPE)
 LOADING = (*NAMES, *PLACE)
 
 # What to trace and how; the names are those of `ct.load` and `ct.trace`.
@@ -181,11 +184,7 @@ TRACING = (
                  "counts them."),
     click.option("--chat", is_flag=True, help="PROMPT is what a user says: put it into the "
                  "tokenizer's chat template."),
-    click.option("--device", metavar="auto|cpu|cuda|mps|balanced", default="auto",
-                 help="Where to run; balanced spreads the layers over several GPUs."),
-    click.option("--offload", type=click.Choice(["cpu", "disk"]),
-                 help="Keep the model's layers there and fetch one at a time; slower."),
-    DTYPE,
+    *PLACE,
     click.option("--kernels", type=click.Choice(KERNELS), default="auto",
                  help="Who does the arithmetic; nothing falls back silently."),
 )  # fmt: skip

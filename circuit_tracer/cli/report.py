@@ -77,10 +77,11 @@ def predictions(graph: ct.Graph, verbose: bool) -> str:
     valued = any(target.probability is None for target in graph.targets)
     valued &= not math.isnan(graph.closure_error)
     values = graph.edges.value[graph.index.first_target :].tolist()
+    tokens = [target for target in graph.targets if target.token_id is not None]
     columns = {
         "after": len(places) > 1,
-        "next token": True,
-        "probability": True,
+        "next token" if len(tokens) == len(graph.targets) else "target": True,
+        "probability": bool(tokens),
         "value": valued,
         "id": verbose,
     }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from circuit_tracer.cli import destinations, options, progress
+from circuit_tracer.cli import destinations, options, progress, texts
 from circuit_tracer.cli.task import Task
 from circuit_tracer.cli.trace import read_prompt
 from circuit_tracer.errors import InputError
@@ -128,7 +128,7 @@ def held_values(given: dict[str, Any], model: ct.ReplacementModel) -> dict[tuple
     multiples = [key for key, _, times in given["clamps"] if times]
     if not multiples:
         return values
-    found = model.maxima(multiples, texts(given["texts"], model))
+    found = model.maxima(multiples, corpus_ids(given["texts"], model))
     for layer, feature in multiples:
         if found[layer, feature] <= 0:
             raise InputError(
@@ -139,18 +139,17 @@ def held_values(given: dict[str, Any], model: ct.ReplacementModel) -> dict[tuple
     return values
 
 
-def texts(path: Path | None, model: ct.ReplacementModel) -> list[str]:
-    """Texts to look for maxima in: a file's lines, or sentences of the bundled model's corpus."""
+def corpus_ids(path: Path | None, model: ct.ReplacementModel) -> list[Any]:
+    """Token ids to look for maxima in: of a file's lines, or of sentences of the bundled corpus."""
+    from circuit_tracer.agreement.measure import pieces
+
     if path is not None:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        found = [line for line in lines if line.strip()]
-        if not found:
-            raise InputError(f"{path} holds no text; write one text a line")
-        return found
+        return list(pieces(model, texts.read(path)))
     from circuit_tracer.bundled.corpus import corpus
 
     sentences = corpus()
-    return [sentence.text for sentence in sentences[:: max(1, len(sentences) // TEXTS)]]
+    chosen = sentences[:: max(1, len(sentences) // TEXTS)]
+    return list(pieces(model, [sentence.text for sentence in chosen]))
 
 
 def run(

@@ -4,6 +4,7 @@
     1     the work failed: a damaged file, a full disk, a fault of ours
     2     the words were wrong: an option, a prompt, a token
     130   interrupted
+    143   told to end (SIGTERM)
 
 Messages go to stderr in one piece, without a traceback unless `--debug` is given. A reader that
 goes away early (`trace … | head`) is no error worth a word.
@@ -12,8 +13,12 @@ goes away early (`trace … | head`) is no error worth a word.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import click
@@ -22,6 +27,10 @@ from circuit_tracer.errors import CircuitTracerError
 
 LONGEST = 400
 """Letters of a command's first sentence."""
+
+
+class Terminated(BaseException):
+    """SIGTERM came."""
 
 
 class Task(click.Command):
@@ -34,7 +43,8 @@ class Task(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         debug = bool(ctx.params.get("debug"))
         try:
-            result = super().invoke(ctx)
+            with terminable():
+                result = super().invoke(ctx)
             if sys.stdout is not None:
                 sys.stdout.flush()
             return result
@@ -42,6 +52,8 @@ class Task(click.Command):
             raise
         except KeyboardInterrupt:
             stop(ctx, "interrupted; nothing was left half-written", 130)
+        except Terminated:
+            stop(ctx, "ended from outside; nothing was left half-written", 143)
         except BrokenPipeError:
             silence_stdout()
             ctx.exit(1)
@@ -69,6 +81,26 @@ class Tasks(click.Group):
             formatter.write_dl(rows)
 
 
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """While inside, SIGTERM raises, so that what was begun is taken away as after an interrupt.
+
+    Not in a process of torchrun: it may wait for others where no Python runs, and has to end there.
+    """
+
+    def end(*_: object) -> NoReturn:
+        raise Terminated
+
+    if "RANK" in os.environ or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def stop(ctx: click.Context, message: str, status: int) -> NoReturn:
     """End the program: the message on stderr after the program's name, and the status."""
     name = ctx.find_root().info_name or "trace"
@@ -78,6 +110,8 @@ def stop(ctx: click.Context, message: str, status: int) -> NoReturn:
 
 def unexpected(error: BaseException) -> str:
     """One line for an exception nobody planned for."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"cannot write {error.filename or 'to standard output'}: {error.strerror}"
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 

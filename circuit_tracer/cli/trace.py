@@ -20,6 +20,8 @@ from circuit_tracer.errors import InputError, OutputError
 
 if TYPE_CHECKING:
     import circuit_tracer as ct
+    from circuit_tracer.features.labels import Labels
+    from circuit_tracer.features.store import Store
 
 EPILOG = """\b
 Examples:
@@ -73,6 +75,7 @@ class Timings:
 @click.option(
     "--heads",
     type=options.EdgeCount(),
+    metavar=options.EdgeCount.name,
     default="auto",
     help="Of how many edges the page "
     "says which attention heads carry them; auto for some tenths of a second.",
@@ -80,6 +83,7 @@ class Timings:
 @click.option(
     "--qk",
     type=options.EdgeCount(),
+    metavar=options.EdgeCount.name,
     default="auto",
     help="Of how many of these heads the page says why they look where they look; auto for a tenth "
     "of a second.",
@@ -111,12 +115,13 @@ def trace(**given: Any) -> None:
     destinations.check(page, given["save"], given["json_path"])
     quiet = given["quiet"] or given["json_path"] == destinations.STDOUT
     with progress.bar(quiet) as report:
+        store, labels = names(given)
         model = load_model(given, timings, report)
         if given["estimate"]:
             estimate = estimate_run(given, prompt, model)
         else:
             graph = run(given, prompt, model, report)
-            name_features(given, graph)
+            name_features(graph, store, labels)
             timings.lap("tracing")
             if given["verify"]:
                 graph = verify(given, graph, model, report)
@@ -222,14 +227,23 @@ def run(
     return ct.trace(prompt, model, **settings(given), kernels=given["kernels"], progress=report)
 
 
-def name_features(given: dict[str, Any], graph: ct.Graph) -> None:
-    """Give the graph the examples and labels that the options name."""
-    from circuit_tracer.features import annotate, open_store
+def names(given: dict[str, Any]) -> tuple[Store | None, Labels]:
+    """(examples, labels) that the options name: read before the work, so that it is not in vain."""
+    labels = options.read_labels(given["labels"])
+    if given["store"] is None:
+        return None, labels
+    from circuit_tracer.features import open_store
+
+    return open_store(given["store"]), labels
+
+
+def name_features(graph: ct.Graph, store: Store | None, labels: Labels) -> None:
+    """Give the graph examples and labels."""
+    from circuit_tracer.features import annotate
     from circuit_tracer.features.graphs import name
 
-    labels = options.read_labels(given["labels"])
-    if given["store"] is not None:
-        annotate(graph, open_store(given["store"]), labels=labels)
+    if store is not None:
+        annotate(graph, store, labels=labels)
     else:
         name(graph, labels)
 
@@ -241,8 +255,7 @@ def verify(
     import circuit_tracer as ct
 
     circuit = graph.prune(nodes=given["node_threshold"], edges=given["edge_threshold"])
-    named = targets(given)["targets"]
-    card = ct.faithfulness(graph, model, circuit, targets=named, progress=report)
+    card = ct.faithfulness(graph, model, circuit, progress=report)
     return replace(graph, faithfulness=card)
 
 

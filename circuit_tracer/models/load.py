@@ -35,15 +35,17 @@ def resolve_device(device: str) -> torch.device:
         found = torch.device(device)
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
+        known = "Expected one of" not in str(error)  # torch then lists devices nobody has
+        why = str(error).splitlines()[0] if known else "torch knows no such device"
         raise InputError(
-            f"device {device!r} cannot be used here ({str(error).splitlines()[0]}); "
-            "try --device auto or cpu"
+            f"device {str(device)!r} cannot be used here ({why}); try --device auto or cpu"
         ) from error
     return found
 
 
-def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
+def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype | str:
     """A torch dtype by name; "auto" is float32 on a CPU and the checkpoint's own on a GPU."""
+    dtype = str(dtype).removeprefix("torch.")
     if dtype == "auto":
         return torch.float32 if device.type == "cpu" else "auto"
     if dtype not in DTYPES:

@@ -52,8 +52,8 @@ def faithfulness(
         model: what it was traced on.
         circuit: what necessity and sufficiency are asked of; default `graph.prune()`.
         max_ablations: single features ablated, spread over the ranking by influence.
-        targets: as given to `trace`; needed where one is a difference or direction, of which a
-            graph keeps the name alone.
+        targets: as given to `trace`; needed where one is a direction of which the graph has the
+            name alone, because it was read from JSON.
         progress: called with (share done, message).
 
     Returns:
@@ -70,6 +70,8 @@ def faithfulness(
         >>> ct.faithfulness(graph, model).verdict.split(":")[0]
         'Partly borne out'
     """
+    if not isinstance(graph, Graph) or not isinstance(model, ReplacementModel):
+        raise InputError(f"faithfulness takes a graph and a model, not {graph!r} and {model!r}")
     if max_ablations < 1:
         raise InputError(f"max_ablations must be at least 1, not {max_ablations}")
     report = progress or (lambda done, message: None)

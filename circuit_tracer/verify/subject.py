@@ -23,7 +23,7 @@ from circuit_tracer.graph import Graph
 from circuit_tracer.patched import Hold, Patch
 from circuit_tracer.replacement import ReplacementModel
 from circuit_tracer.shapes import Bool, Float, Int, Tensor
-from circuit_tracer.targets import At, Readout, Wanted, choose
+from circuit_tracer.targets import Readout, Wanted, again, choose
 
 ENTRIES = 2**26
 """Numbers that logits or activations of the copies in one pass may come to."""
@@ -271,16 +271,14 @@ def _readouts(
     """The graph's targets on the model."""
     places = graph.provenance.settings.get("positions")
     wanted: list[Wanted] = []
-    for target in graph.targets:
-        if target.feature is not None:
-            wanted.append((target.feature[0], target.position, target.feature[1]))
-        elif target.token_id is not None:
-            wanted.append(At(target.token_id, target.position))
-        elif targets is None:
+    for target in graph.targets if targets is None else ():
+        one = again(target)
+        if one is None:
             raise InputError(
-                f"the target {target.label!r} is a direction, and a graph keeps its name alone: "
-                "pass targets= as they were given to trace"
+                f"the target {target.label!r} is a direction, of which the graph's file has the "
+                "name alone: pass targets= as they were given to trace"
             )
+        wanted.append(one)
     wanted = wanted if targets is None else list(targets)
     found = choose(model, forward, wanted, positions=-1 if places is None else places)
     said = [(out.label, out.position) for out in found]

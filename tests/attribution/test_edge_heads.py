@@ -98,25 +98,41 @@ def test_the_page_has_heads_where_a_model_is_at_hand():
         assert abs(weight) / drawing.totals[target] == pytest.approx(shares[ends])
 
 
-@pytest.mark.parametrize("saved", [False, True])
-def test_edges_into_differences_are_there_and_those_into_directions_where_they_are_given(
-    tmp_path, saved
-):
+def directed(tmp_path, how):
+    """(model, its targets, a graph of them as it was traced or read again)."""
     model = tiny.replacement()
     row = model.adapter.unembedding.weight[7].detach()
     wanted = [ct.Difference(3, 4), ct.Direction(row, "mine"), 5, (2, 5, 1)]
     graph = ct.trace(tiny.PROMPT, model, wanted)
-    if saved:
+    if how == "saved":
         graph.save(tmp_path / "graph.safetensors")
         graph = ct.Graph.load(tmp_path / "graph.safetensors")
+    if how == "json":
+        graph.to_json(tmp_path / "graph.json", 1.0, 1.0)
+        graph = ct.Graph.from_json(tmp_path / "graph.json")
+    return model, wanted, graph
+
+
+@pytest.mark.parametrize("how", ["traced", "saved", "json"])
+def test_edges_into_differences_and_directions_are_there(tmp_path, how):
+    model, wanted, graph = directed(tmp_path, how)
     circuit = graph.prune(nodes=1.0, edges=1.0)
     edges = {(edge.source.id, edge.target.id): edge for edge in circuit.edges}
-    direction = graph.nodes[graph.index.target_row(1)].id
-    without = edge_heads(model, graph, circuit, 10**9)
-    assert set(without) == {ends for ends in edges if ends[1] != direction}
-    found = edge_heads(model, graph, circuit, 10**9, wanted)
+    mine = next(node.id for node in circuit.nodes if node.label == "mine")
+    found = edge_heads(model, graph, circuit, 10**9)
+    if how == "json":
+        assert set(found) == {ends for ends in edges if ends[1] != mine}
+        found = edge_heads(model, graph, circuit, 10**9, wanted)
     assert set(found) == set(edges)
     for edge in edges.values():
         split = found[edge.source.id, edge.target.id]
         total = split.residual + sum(split.by_layer)
         assert total == pytest.approx(edge.weight, abs=CLOSES)
+
+
+def test_one_edge_into_a_direction_of_a_saved_graph(tmp_path):
+    model, (_, given, *_), graph = directed(tmp_path, "saved")
+    mine = graph.nodes[graph.index.target_row(1)].id
+    found = heads(model, graph, f"E_{graph.token_ids[2]}_2", mine)
+    again = heads(model, graph, f"E_{graph.token_ids[2]}_2", given)
+    assert found.edge == again.edge != 0 and found.error == pytest.approx(0, abs=CLOSES)

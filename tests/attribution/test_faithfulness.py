@@ -364,9 +364,19 @@ def test_graphs_of_something_else_are_refused(tmp_path):
         ct.faithfulness(ct.trace([2], model), model)
     with pytest.raises(ct.CircuitTracerError, match="at least 1"):
         ct.faithfulness(graph, model, max_ablations=0)
-    named = ct.trace(tiny.PROMPT, model, [ct.Difference(5, 6)])
-    with pytest.raises(ct.CircuitTracerError, match="pass targets="):
-        ct.faithfulness(named, model)
+
+
+def test_a_saved_graph_says_what_its_differences_and_directions_are(tmp_path):
+    model = tiny.replacement()
+    mine = ct.Direction(model.adapter.unembedding.weight[7].detach(), "mine")
+    given = [ct.Difference(5, 6), ct.At(mine, 3), (1, 2, 3)]
+    ct.trace(tiny.PROMPT, model, given).save(tmp_path / "graph")
+    graph = ct.Graph.load(tmp_path / "graph")
+    assert ct.faithfulness(graph, model, max_ablations=9).edge_error < EXACT
     with pytest.raises(ct.CircuitTracerError, match="pass those of the trace"):
-        ct.faithfulness(named, model, targets=[ct.Difference(6, 5)])
-    assert ct.faithfulness(named, model, targets=[ct.Difference(5, 6)]).edge_error < EXACT
+        ct.faithfulness(graph, model, targets=[ct.Difference(6, 5), *given[1:]])
+    nameless = [replace(target, direction=None) for target in graph.targets]
+    older = replace(graph, targets=tuple(nameless))
+    with pytest.raises(ct.CircuitTracerError, match="the name alone: pass targets="):
+        ct.faithfulness(older, model)
+    assert ct.faithfulness(older, model, max_ablations=9, targets=given).edge_error < EXACT

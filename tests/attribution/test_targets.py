@@ -294,7 +294,7 @@ def test_every_kind_of_target_survives_a_file(graph, tmp_path):
 def test_every_kind_of_target_survives_json(graph, tmp_path):
     graph.to_json(tmp_path / "graph.json", node_threshold=1, edge_threshold=1)
     same = ct.Graph.from_json(tmp_path / "graph.json")
-    assert same.targets == graph.targets
+    assert same.targets == tuple(replace(target, direction=None) for target in graph.targets)
     kept = {node.id for node in same.nodes if node.kind == "logit"}
     assert kept == {node.id for node in graph.nodes if node.kind == "logit"}
     circuit = graph.prune(1.0, 1.0)
@@ -416,9 +416,16 @@ def test_an_estimate_takes_the_same_targets(model):
         (dict(targets=[ct.Direction([float("nan")] * 16, "gone")]), "'gone' is zero, or holds NaN"),
         (dict(targets=[ct.Direction("abc", "text")]), "'text' is not a vector"),
         (dict(targets="w9"), r"list: give \['w9'\]"),
+        (dict(targets=5), r"list: give \[5\]"),
+        (dict(targets=[1.5]), "1.5 is no target: give a token by text or id"),
+        (dict(targets=[None]), "None is no target"),
         (dict(positions=6), "no position 6"),
         (dict(positions=[]), "positions is empty"),
         (dict(positions=[0, "x"]), "whole number"),
+        (dict(positions="last"), "whole number, not 'last'"),
+        (dict(max_features="all"), "0 or more, None or auto, not 'all'"),
+        (dict(max_features=1.5), "is 0 or more, None or auto, not 1.5"),
+        (dict(ignore_positions=0), r"list of positions: give \[0\]"),
         (dict(ignore_positions=[-7]), "no position -7"),
         (dict(ignore_positions="eos"), '"bos", "special", "none"'),
         (dict(answer=""), "answer is empty"),
@@ -438,3 +445,19 @@ def test_requests_that_cannot_be_met(model, given, says):
 def test_an_answer_longer_than_the_context_is_refused(model):
     with pytest.raises(InputError, match="tokens, more than"):
         ct.trace([2] + [9] * 30, model, answer=[5] * 3)
+
+
+@pytest.mark.parametrize("prompt", [None, 5, ["a", "b"], [1.5], b"text", "\ud800"])
+def test_what_is_no_prompt_is_refused_in_words(model, prompt):
+    with pytest.raises(InputError, match="prompt is (text or|not valid Unicode)"):
+        ct.trace(prompt, model)
+
+
+def test_what_is_no_model_is_refused_in_words(model):
+    with pytest.raises(InputError, match=r"what load\(\) gives, not 'gemma'"):
+        ct.trace(tiny.PROMPT, "gemma")
+    graph = ct.trace(tiny.PROMPT, model)
+    with pytest.raises(InputError, match="takes a graph and a model"):
+        ct.faithfulness(graph.prune(), model)
+    with pytest.raises(InputError, match="takes a graph and a model"):
+        ct.faithfulness(model, graph)

@@ -107,3 +107,11 @@ def test_a_multiple_of_nothing_is_refused(tmp_path):
     assert "never fires" in run(*words, status=2).output
     (tmp_path / "texts.txt").write_text("\n", encoding="utf-8")
     assert "holds no text" in run(*words, status=2).output
+    (tmp_path / "texts.txt").write_bytes("é".encode("latin-1"))
+    assert "texts.txt is not UTF-8 text" in run(*words, status=2).output
+
+
+def test_a_line_longer_than_the_context_is_read_in_pieces(tmp_path):
+    (tmp_path / "texts.txt").write_text("The opposite of hot is cold. " * 30, encoding="utf-8-sig")
+    words = ("steer", PROMPT, "--clamp", "2.949=7x", "--texts", str(tmp_path / "texts.txt"))
+    assert run(*words, "-q", "--max-new-tokens", "2").stdout.startswith(" cold")

@@ -210,6 +210,9 @@ def test_weights_that_hold_for_every_prompt(ask, tmp_path):
     assert found[0]["together"] > 0
     alone = global_weights(model, feature, "outputs", 1)[0]
     assert ask(*words, "-q").splitlines()[0] == f"L{alone.target[0]}#{alone.target[1]}"
+    without = ask(*words)
+    assert "--texts FILE ranks by which do" in without
+    assert "TWERA" not in without and without.count("together") == 0
 
 
 def test_json_graphs_are_asked_as_they_are(ask, circuit):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import signal
+import time
+
 import click
 import pytest
 from click.testing import CliRunner
 
-from circuit_tracer import errors
+from circuit_tracer import errors, files
 from circuit_tracer.cli import options
 from circuit_tracer.cli.task import Task, unexpected
 
@@ -58,6 +63,28 @@ def test_a_fault_of_ours_is_one_line_and_a_hint():
 
 def test_an_interruption_promises_nothing_is_half_written():
     assert "half-written" in ending(KeyboardInterrupt()).stderr
+
+
+@pytest.mark.skipif("RANK" in os.environ, reason="torchrun's processes end at once")
+def test_who_is_told_to_end_takes_away_what_was_begun(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+
+    @click.command(cls=Task, name="trial")
+    def trial() -> None:
+        with files.replacing(tmp_path / "page.html") as place:
+            place.write_text("half")
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+
+    result = CliRunner().invoke(trial)
+    assert (result.exit_code, list(tmp_path.iterdir())) == (143, [])
+    assert "half-written" in result.stderr
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_full_disk_behind_standard_output_is_said_in_words():
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert "cannot write to standard output: No space left" in ending(full).stderr
 
 
 def test_a_reader_that_leaves_is_not_talked_about():

@@ -185,7 +185,7 @@ def test_hostile_prompts_stay_in_their_place():
         ([PROMPT, "-o", "nowhere/page.html"], 1, "nowhere"),
         ([PROMPT, "-o", "a", "--json", "a"], 2, "apart"),
         ([PROMPT, "-o", "-"], 2, "page is a file"),
-        ([PROMPT, "--model", "nowhere"], 2, "needs transcoders"),
+        ([PROMPT, "--model", "nowhere"], 2, "there is no folder nowhere"),
         ([PROMPT, "--model", "no/where", "--transcoders", "not/there"], 1, "not/there"),
         ([PROMPT, "--kernels", "abacus"], 2, "abacus"),
         ([PROMPT, "--transcoders", "nowhere"], 2, "nowhere"),
@@ -216,3 +216,19 @@ def test_an_old_page_survives_a_failure(folder):
     page.write_text("the old one")
     assert run(PROMPT, "-o", page, "--target", "flabbergasted").exit_code == 2
     assert page.read_text() == "the old one"
+
+
+@pytest.mark.parametrize("option", ["--labels", "--features"])
+def test_names_of_features_are_read_before_the_work(option, folder, monkeypatch):
+    def load(*_given, **_more):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("circuit_tracer.loading.open_model", load)
+    (folder / "wrong.json").write_text("<html>")
+    result = run(PROMPT, option, "wrong.json")
+    assert (result.exit_code, "wrong.json is not" in result.output) == (2, True), result.output
+
+
+def test_what_is_no_token_has_no_probability_to_show(folder):
+    said = run(PROMPT, "--target-feature", "2.10@-1", "--heads", "none").stdout
+    assert "target" in said and "probability" not in said and "next token" not in said

@@ -231,3 +231,24 @@ def test_an_empty_circuit_answers(toy):
     assert nothing.nodes == ()
     with pytest.raises(InputError, match="empty"):
         nothing.node("x")
+
+
+class Printer(list):
+    """What IPython hands to `_repr_pretty_`."""
+
+    text = list.append
+
+
+def test_a_notebook_prints_edges_and_paths_in_a_line(toy):
+    circuit = toy(3, last_only=True).prune(1.0, 1.0)
+    edge, path = circuit.edges[0], circuit.paths(k=1)[0]
+    cut = circuit.minimum_cut()
+    carrier = circuit.carriers(circuit.find("embedding"), position=-1, k=1)[0]
+    printer = Printer()
+    for one in (edge, path, cut, carrier):
+        one._repr_pretty_(printer, False)
+    assert all(len(line) < 150 and "\n" not in line for line in printer)
+    assert edge.source.id in printer[0] and f"{edge.weight:+.4g}" in printer[0]
+    assert printer[1] == f"Path({path})"
+    assert f"{len(cut.nodes)} nodes" in printer[2] and carrier.node.id in printer[3]
+    assert len(repr(toy(3).edges)) < 60

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import pickle
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from circuit_tracer import graph_file
 from circuit_tracer.errors import CircuitTracerError, GraphFileError, InputError
-from circuit_tracer.graph import FeatureNote, Graph
+from circuit_tracer.graph import FeatureNote, Graph, Target
 
 
 def same(one: Graph, other: Graph) -> bool:
@@ -61,6 +61,36 @@ def test_load_of_save_is_identity(toy, tmp_path_factory, seed, dtype, text, n_fe
     path = tmp_path_factory.mktemp("g") / "g.safetensors"
     graph.save(path)
     assert same(Graph.load(path), graph)
+
+
+def with_direction(graph, *vector):
+    """The graph, where its last target is a direction."""
+    *others, last = graph.targets
+    directed = Target("mine", None, last.position, None, last.weight, direction=vector)
+    return replace(graph, targets=(*others, directed))
+
+
+def test_directions_are_kept_to_the_last_bit_and_the_header_has_no_numbers_of_them(toy, tmp_path):
+    graph = with_direction(toy(2), 0.1, -1e-300, 3.0)
+    graph.save(tmp_path / "g")
+    assert same(Graph.load(tmp_path / "g"), graph)
+    tensors = load_file(tmp_path / "g")
+    assert tensors["directions"].tolist() == [[0.1, -1e-300, 3.0]]
+    assert tensors["directed"].tolist() == [len(graph.targets) - 1]
+    plain = json.loads(tensors["header"].numpy().tobytes())["targets"][-1]
+    assert plain.keys() == {field.name for field in fields(Target)} - {"direction"}
+
+
+def test_a_file_without_its_directions_is_read_as_older_ones_are(toy, tmp_path):
+    graph, path = with_direction(toy(2), 1.0, 2.0), tmp_path / "g"
+    graph.save(path)
+    tensors = load_file(path)
+    del tensors["directed"], tensors["directions"]
+    save_file(tensors, path, {"format": "circuit-graph", "version": "1"})
+    *others, last = graph.targets
+    assert Graph.load(path).targets == (*others, replace(last, direction=None))
+    toy(2).save(path)
+    assert not {"directed", "directions"} & load_file(path).keys()
 
 
 def test_a_graph_from_json_can_be_saved(reference_json, tmp_path):
@@ -170,6 +200,28 @@ def test_contradictions_are_refused(saved, what):
     save_file(tensors, saved, {"format": "circuit-graph", "version": "1"})
     with pytest.raises(GraphFileError, match=r"graph\.safetensors is damaged"):
         Graph.load(saved)
+
+
+NO_DIRECTIONS = {
+    "of no target": put("directed", 0, 99),
+    "of a token": put("directed", 0, 0),
+    "not finite": put("directions", (0, 0), torch.nan),
+    "fewer than said": cut("directions"),
+    "alone": lambda t: t.pop("directed"),
+    "missing": lambda t: t.pop("directions"),
+    "of another kind": lambda t: t.update(directions=t["directions"].half()),
+}
+
+
+@pytest.mark.parametrize("what", NO_DIRECTIONS)
+def test_directions_that_do_not_fit_are_refused(toy, tmp_path, what):
+    path = tmp_path / "graph.safetensors"
+    with_direction(toy(2), 1.0, 2.0).save(path)
+    tensors = load_file(path)
+    NO_DIRECTIONS[what](tensors)
+    save_file(tensors, path, {"format": "circuit-graph", "version": "1"})
+    with pytest.raises(GraphFileError, match=r"graph\.safetensors is damaged"):
+        Graph.load(path)
 
 
 @settings(max_examples=25, deadline=None)

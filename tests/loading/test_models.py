@@ -240,10 +240,17 @@ def test_names_that_are_not_there(case, monkeypatch, tmp_path):
         load(case / "model" / "config.json", case / "transcoders")
     with pytest.raises(InputError, match="needs transcoders"):
         load(case / "model")
-    with pytest.raises(InputError, match="device"):
+    with pytest.raises(InputError, match="no folder"):
+        load("./nowhere")
+    with pytest.raises(InputError, match=r"'abacus' cannot be used here \(torch knows no such"):
         resolve_device("abacus")
     with pytest.raises(InputError, match="dtype"):
         load(case / "model", case / "transcoders", dtype="float3")
+
+
+def test_a_number_type_is_named_or_given(case):
+    model = load(case / "model", case / "transcoders", dtype=torch.float64)
+    assert model.adapter.dtype == torch.float64
 
 
 def test_no_network_for_a_hub_id(monkeypatch, tmp_path):
