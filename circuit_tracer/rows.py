@@ -19,7 +19,7 @@ from circuit_tracer.edges import Block, EdgeRows, RowBlock
 from circuit_tracer.influence import LEAST, strips
 from circuit_tracer.local import Local
 from circuit_tracer.nodes import NodeIndex
-from circuit_tracer.shapes import Int, Tensor
+from circuit_tracer.shapes import Float, Int, Tensor
 from circuit_tracer.sparse import SparseBlock, cut
 from circuit_tracer.sweep import Group, Sweep, Terms
 from circuit_tracer.targets import Readout
@@ -79,6 +79,7 @@ class Rows:
         self.terms: list[Terms] = []
         self.keep = 1.0
         self.expanded = 0
+        self._pinned: Tensor | None = None
         self.influence = torch.zeros(len(self.index), dtype=torch.float64)
         self.weights = torch.zeros(len(self.index), dtype=torch.float64)
         self.weights[self.index.first_target :] = torch.tensor([d.weight for d in directions])
@@ -159,13 +160,22 @@ class Rows:
         chunk = self.sweep.chunk(groups, meet)
         for block in chunk.blocks():
             if self.keep == 1:
-                block = replace(block, values=block.values.cpu())
+                block = replace(block, values=self._fetched(block.values))
             if passing:
                 self._pass_on(block)
             self.found.append(self._stored(block))
         terms = chunk.terms()
         self.terms.append(terms)
         self.expanded += int((terms.rows < self.index.n_features).sum())
+
+    def _fetched(self, values: Float[Tensor, "target source"]) -> Float[Tensor, "target source"]:
+        """A block in main memory. From a GPU it comes by way of pinned memory, which the driver
+        reaches without a copy of its own, and all threads share in filling fresh pages."""
+        if values.device.type != "cuda":
+            return values.cpu()
+        if self._pinned is None or len(self._pinned) < values.numel():
+            self._pinned = torch.empty(values.numel(), dtype=values.dtype, pin_memory=True)
+        return self._pinned[: values.numel()].view(values.shape).copy_(values).clone()
 
     def _stored(self, block: Block) -> Block:
         if self.keep == 1 or isinstance(block, SparseBlock):

@@ -221,8 +221,15 @@ def run(
 
 
 def is_graph(value: str) -> bool:
-    """Whether a value names a graph file that is there."""
-    return value.endswith(GRAPHS) and Path(value).is_file()
+    """Whether a value names a graph file and is no prompt.
+
+    Raises InputError for what only a file would be called and is none.
+    """
+    if not value.endswith(GRAPHS) or Path(value).is_file():
+        return value.endswith(GRAPHS)
+    if any(letter.isspace() for letter in value):
+        return False
+    raise InputError(f"{value} names a graph, but there is no such file")
 
 
 def load(

@@ -13,7 +13,8 @@ A set need not cover every layer: one without a transcoder has no features, and 
 is one error node a position.
 
 Weights stay where the format put them (memory-mapped files, as a rule): encoders are read whole
-when a layer is encoded, of decoders only the rows of active features are ever touched.
+when a layer is encoded, and stay on a GPU that has room for them; of decoders only the rows of active
+features are ever touched.
 """
 
 from __future__ import annotations
@@ -106,7 +107,8 @@ class TranscoderSet:
     source: Callable[[int], LayerWeights]
     name: str
     covered: tuple[int, ...] | None = None
-    _open: dict[int, LayerWeights] = field(default_factory=dict)
+    _open: dict[int, LayerWeights] = field(default_factory=dict, repr=False)
+    _near: dict[tuple[int, torch.device], Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def present(self) -> tuple[int, ...]:
@@ -122,7 +124,7 @@ class TranscoderSet:
         out the last ones, which its files cannot know of."""
         if self.covered is None or self.kind == "clt" or n_layers <= self.n_layers:
             return self
-        return replace(self, n_layers=n_layers, _open={})
+        return replace(self, n_layers=n_layers, _open={}, _near={})
 
     def layer(self, layer: int) -> LayerWeights:
         """Weights of one layer, opened on first use; no features where it has no transcoder."""
@@ -171,7 +173,7 @@ class TranscoderSet:
         with torch.no_grad():
             found = encode(
                 x,
-                weights.encoder.to(x.device),
+                self._encoder(layer, x.device),
                 weights.encoder_bias,
                 activation.threshold,
                 activation.k if activation.kind == "topk" else None,
@@ -183,6 +185,18 @@ class TranscoderSet:
                 "files, or load with dtype='float32'."
             )
         return found.cells, found.values
+
+    def _encoder(self, layer: int, device: torch.device) -> Float[Tensor, "feature d_model"]:
+        """The encoder on a device. A GPU with room for it keeps it for the next prompt."""
+        encoder = self.layer(layer).encoder
+        if device.type != "cuda" or encoder.device == device:
+            return encoder.to(device)
+        if (layer, device) not in self._near:
+            near = encoder.to(device)
+            if not roomy(device):
+                return near
+            self._near[layer, device] = near
+        return self._near[layer, device]
 
     def writers(self, layer: int) -> range:
         """Layers whose features write to `layer`."""
@@ -242,3 +256,9 @@ class TranscoderSet:
             f"{fault}: these transcoders belong to another model. Pass the set that was trained "
             "on this one (--transcoders)."
         )
+
+
+def roomy(device: torch.device) -> bool:
+    """Whether more than half of a GPU's memory is free, so that something may stay there."""
+    free, total = torch.cuda.mem_get_info(device)
+    return free > total // 2

@@ -187,6 +187,15 @@ def test_lines_that_are_no_prompts_are_refused_with_their_number(tmp_path, line,
         read_jobs(path)
 
 
+@pytest.mark.parametrize(
+    ("text", "what"), [('{"nodes": []}', "JSON"), ("<!doctype html>", "a page")]
+)
+def test_a_graph_or_a_page_is_not_taken_for_prompts(tmp_path, text, what):
+    (tmp_path / "graph.json").write_text(text)
+    with pytest.raises(InputError, match=f"holds {what}, not a prompt a line"):
+        read_jobs(tmp_path / "graph.json")
+
+
 def test_prompts_are_read_from_lines_and_objects(tmp_path):
     (tmp_path / "p.txt").write_text("one\n\ntwo\n")
     assert read_jobs(tmp_path / "p.txt") == [Job("00001", "one"), Job("00003", "two")]

@@ -129,3 +129,9 @@ def test_wrong_words_are_refused(words, said):
     result = run(*words)
     assert result.exit_code in (1, 2) and said in result.output
     assert "Traceback" not in result.output
+
+
+def test_a_graph_file_that_is_not_there_is_not_taken_for_a_prompt(tmp_path):
+    result = run("a=gone.json", ZH)
+    assert result.exit_code == 2
+    assert "gone.json names a graph, but there is no such file" in result.output

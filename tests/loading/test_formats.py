@@ -459,6 +459,7 @@ LIES = [
     (saelens, lambda folder: (folder / S / "cfg.json").write_text("[" * 99999), "not readable"),
     (saelens, tensors(S + "sae_weights.safetensors", threshold=None), "no tensor 'threshold'"),
     (saelens, settings(S + "cfg.json", architecture="transcoder"), "has thresholds"),
+    (saelens, tensors(S + "sae_weights.safetensors", W_skip=torch.zeros(2, 2)), "has a skip"),
     (saelens, tensors(S + "sae_weights.safetensors", W_enc=torch.ones(20, 16)), r"\(16, 20\)"),
     (saelens, oversized(S + "sae_weights.safetensors"), "not a readable safetensors"),
     (sparsify, settings(P + "cfg.json", transcode=False), "autoencoder"),

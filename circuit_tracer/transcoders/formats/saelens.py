@@ -71,13 +71,19 @@ def read_layer(path: Path, settings: Settings) -> LayerWeights:
     file = TensorFile(path)
     encoder_bias, output_bias = file.get("b_enc", (-1,)), file.get("b_dec", (-1,))
     n_features, width = len(encoder_bias), len(output_bias)
+    skips = "skip" in settings.architecture
+    if "W_skip" in file.names and not skips:
+        raise TranscoderError(
+            f"{file.path} has a skip connection, but its cfg.json says {settings.architecture}, "
+            "which has none: it should name a skip_transcoder, or the tensor should go."
+        )
     return LayerWeights(
         encoder=file.get("W_enc", (width, n_features)).T,
         encoder_bias=encoder_bias,
         decoders=(file.get("W_dec", (n_features, width)),),
         output_bias=output_bias,
         activation=_activation(file, n_features, settings.architecture),
-        skip=file.get("W_skip", (width, width)) if "skip" in settings.architecture else None,
+        skip=file.get("W_skip", (width, width)) if skips else None,
     )
 
 
