@@ -49,10 +49,11 @@ def read_jobs(path: Path) -> list[Job]:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text: {error.reason}") from error
-    if path.suffix != ".jsonl" and text.lstrip().startswith(("{", "<!")):
+    start = text.lstrip()[:2]
+    if path.suffix != ".jsonl" and start.startswith(("{", "<!")):
         raise InputError(
-            f"{path} holds {'a page' if text.lstrip().startswith('<!') else 'JSON'}, not a prompt a "
-            "line; prompts in JSON stand in a .jsonl file, and `circuit-tracer open` shows graphs"
+            f"{path} holds {'a page' if start == '<!' else 'JSON'}, not a prompt a line; prompts "
+            "in JSON stand in a .jsonl file, and `circuit-tracer open` shows graphs"
         )
     lines = [(n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if not lines:

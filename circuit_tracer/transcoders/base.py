@@ -13,8 +13,8 @@ A set need not cover every layer: one without a transcoder has no features, and 
 is one error node a position.
 
 Weights stay where the format put them (memory-mapped files, as a rule): encoders are read whole
-when a layer is encoded, and stay on a GPU that has room for them; of decoders only the rows of active
-features are ever touched.
+when a layer is encoded, and stay on a GPU that has room for them; of decoders only the rows of
+active features are ever touched.
 """
 
 from __future__ import annotations
