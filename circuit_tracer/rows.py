@@ -225,7 +225,7 @@ def _joined(parts: list[Block]) -> list[Block]:
     return [RowBlock(parts[0].layer, parts[0].position, rows, values)]
 
 
-COLUMNS = {False: 48, True: 96}
+COLUMNS = {False: 48, True: 160}
 """Targets a chunk is filled up to on a CPU, where its matrix products run best: of one layer (more
 would bring positions together that are far apart), and of all layers at a position (`joined`)."""
 ELEMENTS = {"cpu": 1 << 27, "cuda": 1 << 28}
