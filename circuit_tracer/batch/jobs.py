@@ -49,11 +49,10 @@ def read_jobs(path: Path) -> list[Job]:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text: {error.reason}") from error
-    start = text.lstrip()[:2]
-    if path.suffix != ".jsonl" and start.startswith(("{", "<!")):
+    if path.suffix != ".jsonl" and (what := _instead(text)):
         raise InputError(
-            f"{path} holds {'a page' if start == '<!' else 'JSON'}, not a prompt a line; prompts "
-            "in JSON stand in a .jsonl file, and `circuit-tracer open` shows graphs"
+            f"{path} holds {what}, not a prompt a line; prompts in JSON stand in a .jsonl file, "
+            "and `circuit-tracer open` shows graphs"
         )
     lines = [(n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if not lines:
@@ -66,6 +65,17 @@ def read_jobs(path: Path) -> list[Job]:
             raise InputError(f"{place}: the id {job.id!r} was used before; ids name files")
         jobs[job.id.casefold()] = job
     return list(jobs.values())
+
+
+def _instead(text: str) -> str:
+    """What a file holds that is one document and no list of prompts; "" for prompts."""
+    text = text.lstrip()
+    if text[:9].lower() == "<!doctype":
+        return "a page"
+    try:
+        return "JSON" if text.startswith("{") and json.loads(text) else ""
+    except ValueError:
+        return ""
 
 
 def _job(line: str, number: str, place: str, as_json: bool) -> Job:

@@ -188,12 +188,17 @@ def test_lines_that_are_no_prompts_are_refused_with_their_number(tmp_path, line,
 
 
 @pytest.mark.parametrize(
-    ("text", "what"), [('{"nodes": []}', "JSON"), ("<!doctype html>", "a page")]
+    ("text", "what"), [('{"nodes":\n []}', "JSON"), ("<!doctype html>", "a page")]
 )
 def test_a_graph_or_a_page_is_not_taken_for_prompts(tmp_path, text, what):
     (tmp_path / "graph.json").write_text(text)
     with pytest.raises(InputError, match=f"holds {what}, not a prompt a line"):
         read_jobs(tmp_path / "graph.json")
+
+
+def test_a_prompt_may_begin_with_a_brace(tmp_path):
+    (tmp_path / "p.txt").write_text("{ x +\nfor x in\n")
+    assert [job.prompt for job in read_jobs(tmp_path / "p.txt")] == ["{ x +", "for x in"]
 
 
 def test_prompts_are_read_from_lines_and_objects(tmp_path):
