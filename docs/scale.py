@@ -222,7 +222,10 @@ TRAIN: tuple[Line, ...] = (
 BUILD: tuple[Line, ...] = (
     ("counting: operations", lambda s: power(s.forward(CORPUS))),
     ("the same at 10¹⁴ a second", lambda s: lasting(s.forward(CORPUS) / RATE)),
-    ("encoders to the GPU for every piece where they do not stay, at 25 GB/s", lambda s: lasting(copied(s))),
+    (
+        "encoders to the GPU for every piece where they do not stay, at 25 GB/s",
+        lambda s: lasting(copied(s)),
+    ),
     ("places where features fire", lambda s: power(CORPUS * s.layers * s.l0)),
     ("counting these on a CPU core, 0.8 µs each", lambda s: lasting(counting(s))),
     ("counts in memory, a worker", lambda s: size(s.all_features * tally())),
