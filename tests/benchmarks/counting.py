@@ -18,7 +18,7 @@ import torch
 import circuit_tracer as ct
 from circuit_tracer.features import count
 
-NAMES = "small large hot cold wide narrow old new Paris France Tokyo Japan water".split()
+NAMES = ("small", "large", "hot", "cold", "wide", "old", "new", "Paris", "France", "Tokyo", "Japan")
 TEXTS, JOINED = 400, 8
 
 
