@@ -32,13 +32,16 @@ def ray():
         found.shutdown()
 
 
-def workers():
-    """Processes of workers that have work or wait for it."""
-    return [
-        process.pid
-        for process in psutil.Process().children(recursive=True)
-        if process.name().startswith("ray::_Worker")
-    ]
+def kill_a_worker():
+    """Kill a process that has work or waits for it; none, where all are ending by themselves."""
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if process.name().startswith("ray::_Worker"):
+                process.kill()
+                return [process.pid]
+        except psutil.NoSuchProcess:
+            continue
+    return []
 
 
 def counted(folder, item):
@@ -173,8 +176,7 @@ def test_a_batch_on_a_cluster_is_that_of_one_process_though_a_worker_is_killed(
 
     def kill_one(done, message):
         if done > 0.2 and not killed:
-            killed.append(workers()[0])
-            os.kill(killed[0], signal.SIGKILL)
+            killed.extend(kill_a_worker())
 
     how = {"workers": 2, "together": together, "progress": kill_one}
     records = run_on("auto", jobs, {"family": "llama"}, tmp_path / "there", **how)
@@ -199,8 +201,7 @@ def test_a_store_built_on_a_cluster_is_that_of_one_process_though_a_worker_is_ki
 
     def kill_one(share, message):
         if not killed:
-            killed.append(workers()[0])
-            os.kill(killed[0], signal.SIGKILL)
+            killed.extend(kill_a_worker())
 
     on = partial(
         spreading.build_on, "auto", {"family": "llama"}, corpus, workers=1, make=tiny.replacement
