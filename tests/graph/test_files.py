@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -77,11 +80,24 @@ def test_a_missing_folder_and_a_folder(tmp_path, toy):
         toy().save(tmp_path / "none" / "a")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_an_unwritable_folder(tmp_path):
-    tmp_path.chmod(0o500)
-    with pytest.raises(OutputError, match="Permission"):
-        files.write_text(tmp_path / "a", "x")
+@contextmanager
+def nobody():
+    """Root, who may write anywhere, is somebody else for a while."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+def test_an_unwritable_folder():
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own may be entered by root alone
+        Path(folder).chmod(0o555)
+        with nobody(), pytest.raises(OutputError, match="Permission"):
+            files.write_text(Path(folder) / "a", "x")
+        assert not list(Path(folder).iterdir())
 
 
 def test_devices_are_written_to_not_replaced():
