@@ -48,14 +48,15 @@ def carry_up(local: Local, index: NodeIndex, layer: int) -> Carried:
     attention = [_Attention(local, below) for below in range(layer + 1)]
     rows = [_rows(index, layer, at) for at in range(positions)]
     ends = [3, *(3 + sum(map(len, rows[: at + 1])) for at in range(positions))]
-    standing = [local.errors.new_empty(end, width) for end in ends[1:]]
-    for at, there in enumerate(_constants(local, attention).unbind(1)):
-        standing[at][:3] = there
+    standing = [local.errors.new_empty(width, end) for end in ends[1:]]
+    for at, there in enumerate(_constants(local, attention).unbind(2)):
+        standing[at][:, :3] = there
+    fresh = [_Fresh(local, index, attention[below + 1], below) for below in range(layer)]
     for at in range(positions):
-        later = _sources(local, index, attention, at).unbind(1)
+        later = _sources(local, index, attention, fresh, at).unbind(2)
         for place, there in enumerate(later, at):
-            standing[place][ends[at] : ends[at + 1]] = there
-    return Carried(standing, torch.cat(rows))
+            standing[place][:, ends[at] : ends[at + 1]] = there
+    return Carried([there.T for there in standing], torch.cat(rows))
 
 
 def _rows(index: NodeIndex, layer: int, at: int) -> Int[Tensor, " source"]:
@@ -69,34 +70,59 @@ def _rows(index: NodeIndex, layer: int, at: int) -> Int[Tensor, " source"]:
 
 def _constants(
     local: Local, attention: Sequence[_Attention]
-) -> Float[Tensor, "3 position d_model"]:
+) -> Float[Tensor, "d_model 3 position"]:
     """Bias, ignored and positional terms."""
-    positional = local.forward.positional
-    found = torch.stack([torch.zeros_like(positional), torch.zeros_like(positional), positional])
+    positional = local.forward.positional.T
+    nothing = torch.zeros_like(positional)
+    found = torch.stack([nothing, nothing, positional], dim=1)
     for below, attend in enumerate(attention):
         if below:
-            found[0] += local.attention_constants[below - 1] + local.constants[below - 1]
-            found[1] += local.ignored[below - 1]
-        found = attend(found, 0)
+            bias = local.attention_constants[below - 1] + local.constants[below - 1]
+            found[:, 0] += bias.T
+            found[:, 1] += local.ignored[below - 1].T
+        found = attend(0, (found, attend.read(found)))
     return found
 
 
+class _Fresh:
+    """The sources that first write at a layer, at all positions: its error and its features'."""
+
+    def __init__(self, local: Local, index: NodeIndex, attend: _Attention, layer: int):
+        starts, writes = index.starts(layer), local.writes(layer, layer)
+        self.ends = [first + at for at, first in enumerate(starts)]
+        parts = [
+            part
+            for at in range(local.n_positions)
+            for part in (local.errors[layer, at][None], writes[starts[at] : starts[at + 1]])
+        ]
+        self.vectors = torch.cat([part.T for part in parts], dim=1)
+        self.read = attend.read(self.vectors)
+
+    def at(self, position: int) -> tuple[Tensor, Tensor]:
+        """(vectors, what the heads read of them) of those at a position."""
+        here = slice(*self.ends[position : position + 2])
+        return self.vectors[:, here, None], self.read[:, here, None]
+
+
 def _sources(
-    local: Local, index: NodeIndex, attention: Sequence[_Attention], at: int
-) -> Float[Tensor, "source later d_model"]:
+    local: Local,
+    index: NodeIndex,
+    attention: Sequence[_Attention],
+    fresh: Sequence[_Fresh],
+    at: int,
+) -> Float[Tensor, "d_model source later"]:
     """What the sources at a position add at it and later, in the order of `_rows`."""
-    found = attention[0](local.forward.tokens[at][None, None], at)
+    token = local.forward.tokens[at][:, None, None]
+    found = attention[0](at, (token, attention[0].read(token)))
     first: list[int] = []  # feature of each layer
     for below, attend in enumerate(attention[1:]):
-        first.append(len(found) + 1)
+        first.append(found.shape[1] + 1)
         for source in local.transcoders.writers(below):
-            a, b = index.starts(source)[at : at + 2]
-            writes = local.writes(source, below)[a:b]
-            if source == below:
-                fresh = torch.cat([local.errors[below, at][None], writes])
-            else:
-                found[first[source] : first[source] + b - a, 0] += writes
-        found = torch.cat([attend(found, at), attend(fresh[:, None], at)])
+            if source != below:
+                a, b = index.starts(source)[at : at + 2]
+                writes = local.writes(source, below)[a:b]
+                found[:, first[source] : first[source] + b - a, 0] += writes.T
+        found = attend(at, (found, attend.read(found)), fresh[below].at(at))
     return found
 
 
@@ -105,24 +131,33 @@ class _Attention:
 
     def __init__(self, local: Local, layer: int):
         block, adapter = local.adapter.blocks[layer], local.adapter
-        self.pattern, self.kv, self.size = local.patterns[layer], adapter.kv_heads, adapter.head_dim
+        self.pattern, self.kv = local.patterns[layer], adapter.kv_heads
         self.value = block.value.view(adapter.d_model, -1)
         self.output = block.output.view(-1, adapter.d_model)
 
+    def read(self, vectors: Float[Tensor, "d_model ..."]) -> Float[Tensor, "read ..."]:
+        """What the heads read of vectors: kv_heads · head_dim of it."""
+        return (self.value.T @ vectors.flatten(1)).view(-1, *vectors.shape[1:])
+
     def __call__(
-        self, vectors: Float[Tensor, "source position d_model"], first: int
-    ) -> Float[Tensor, "source later d_model"]:
-        """Vectors at the positions from `first` on, as many as they have; after it, at all."""
-        sources, here, _ = vectors.shape
-        read = (vectors @ self.value).view(sources, here, self.kv, self.size)
-        read = read.permute(2, 1, 0, 3).reshape(self.kv, here, sources * self.size)
-        pattern = self.pattern[:, first:, first : first + here]
-        later = pattern.shape[1]
-        mixed = torch.bmm(pattern.reshape(self.kv, -1, here), read)
-        heads = mixed.view(self.kv, -1, later, sources, self.size).permute(3, 2, 0, 1, 4)
-        written = heads.reshape(sources, later, len(self.output)) @ self.output
-        written[:, :here] += vectors
-        return written
+        self, first: int, *parts: tuple[Float[Tensor, "d_model source here"], Tensor]
+    ) -> Float[Tensor, "d_model all later"]:
+        """Vectors at all positions from `first` on.
+
+        Args:
+            parts: (vectors, what the heads `read` of them) of sources, at the first positions from
+                there on, as many as they have; they add nothing at later ones.
+        """
+        later = self.pattern.shape[1] - first
+        counts = [vectors.shape[1] for vectors, _ in parts]
+        found = self.value.new_empty(len(self.value), sum(counts), later)
+        for (vectors, read), into in zip(parts, found.split(counts, dim=1), strict=True):
+            here = vectors.shape[2]
+            pattern = self.pattern[:, first:, first : first + here].mT
+            mixed = read.reshape(self.kv, 1, -1, here) @ pattern.unflatten(0, (self.kv, -1))
+            torch.mm(self.output.T, mixed.view(len(self.output), -1), out=into.flatten(1))
+            into[:, :, :here] += vectors
+        return found
 
 
 def meeting(adapter: Adapter, features: Counts) -> int:

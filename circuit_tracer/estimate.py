@@ -99,11 +99,6 @@ def rehearse(local: Local, directions: Sequence[Readout], kernels: Choice = "aut
         return Plan(sweep, rows, directions, _clock(local.errors.device) - clock)
 
 
-def resolve_limit(local: Local, directions: Sequence[Readout], max_features: MaxFeatures) -> int:
-    """How many features `max_features` means for this prompt."""
-    return rehearse(local, directions).resolve(max_features)
-
-
 def estimate(
     local: Local,
     directions: Sequence[Readout],
@@ -287,7 +282,8 @@ class Plan:
 
     def _packed(self, parts: list[_Part], joined: bool, meet: int = 0) -> Iterator[_Chunk]:
         span = max((part.position + 1 for part in parts), default=1)
-        for together in packed([part.targets for part in parts], columns(self.sweep, span, joined)):
+        sizes = [(part.position, part.targets) for part in parts]
+        for together in packed(sizes, *columns(self.sweep, span, joined)):
             yield _Chunk([parts[n]._replace(targets=b - a) for n, a, b in together], joined, meet)
 
     def _flops(self, chunks: Sequence[_Chunk]) -> float:
@@ -367,6 +363,7 @@ class Plan:
                 scratch.take(groups, meet=chunk.meet)
             else:
                 scratch.expand(groups)
+            scratch.finish()
             return _clock(self.device) - clock
 
     # How much room it takes.

@@ -101,7 +101,8 @@ class Local:
         table = self.transcoders.decoder_rows(source, layer, part[:, 2], self.adapter.dtype)
         table = table.to(self.activations.device)
         table = table * self.activations[rows.start : rows.stop, None]
-        return self._to_residual(layer, table, part[:, 1])
+        table = self._to_residual(layer, table, part[:, 1])
+        return table if table.is_cuda else table.T.contiguous().T  # as products on a CPU like it
 
     def _to_residual(self, layer: int, vectors: Tensor, positions: Tensor) -> Tensor:
         """Carry vectors from the write site through the frozen post-MLP norm."""

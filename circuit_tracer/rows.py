@@ -9,19 +9,20 @@ at one position travel together, each joining where it reads (`Rows.expand_rest`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 
 from circuit_tracer.edges import Block, EdgeRows, RowBlock
+from circuit_tracer.fetching import Fetching
 from circuit_tracer.influence import LEAST, strips
 from circuit_tracer.local import Local
 from circuit_tracer.nodes import NodeIndex
-from circuit_tracer.shapes import Float, Int, Tensor
+from circuit_tracer.shapes import Int, Tensor
 from circuit_tracer.sparse import SparseBlock, cut
-from circuit_tracer.sweep import Group, Sweep, Terms
+from circuit_tracer.sweep import Chunk, Group, Sweep, Terms
 from circuit_tracer.targets import Readout
 
 Progress = Callable[[float, str], None]
@@ -79,7 +80,8 @@ class Rows:
         self.terms: list[Terms] = []
         self.keep = 1.0
         self.expanded = 0
-        self._pinned: Tensor | None = None
+        on_gpu = sweep.local.errors.device.type == "cuda"
+        self.fetching = Fetching() if on_gpu else None
         self.influence = torch.zeros(len(self.index), dtype=torch.float64)
         self.weights = torch.zeros(len(self.index), dtype=torch.float64)
         self.weights[self.index.first_target :] = torch.tensor([d.weight for d in directions])
@@ -114,29 +116,30 @@ class Rows:
             report: called with the features expanded so far, and their layer.
         """
         span = max((group.position + 1 for group in groups), default=1)
-        for together in packed([len(group.rows) for group in groups], columns(self.sweep, span)):
+        sizes = [(group.position, len(group.rows)) for group in groups]
+        for together in packed(sizes, *columns(self.sweep, span)):
             chunk = [groups[number].part(slice(*part)) for number, *part in together]
             self.take(chunk, passing=True)
             report(self.expanded, chunk[0].layer)
 
     def expand_rest(self, layer: int, report: Callable[[int, int], None] = _silent) -> None:
         """Rows of every feature and target up to a layer, where nothing is left to choose."""
-        count = columns(self.sweep, self.index.n_positions, joined=True)
+        limits = columns(self.sweep, self.index.n_positions, joined=True)
         for layers, meet in halves(self.sweep, layer):
             cells = self.cells(layers)
-            for together in packed([len(cell) for cell in cells], count):
-                rows = [
-                    torch.arange(cells[n].start + a, cells[n].start + b) for n, a, b in together
-                ]
+            sizes = [(at, len(cell)) for at, cell in cells]
+            for together in packed(sizes, *limits):
+                starts = [(cells[n][1].start, a, b) for n, a, b in together]
+                rows = [torch.arange(start + a, start + b) for start, a, b in starts]
                 self.take(self.groups(torch.cat(rows).sort().values), meet=meet)
                 report(self.expanded, layer)
         for below in reversed(range(layer + 1)):
             self.expand(target_groups(self.index, self.directions, below))
 
-    def cells(self, layers: range) -> list[range]:
-        """Features of every (layer, position) of some layers, position by position."""
+    def cells(self, layers: range) -> list[tuple[int, range]]:
+        """(position, features) of every (layer, position) of some layers, position by position."""
         return [
-            self.index.feature_rows(below, position, position + 1)
+            (position, self.index.feature_rows(below, position, position + 1))
             for position in range(self.index.n_positions)
             for below in reversed(layers)
         ]
@@ -158,24 +161,38 @@ class Rows:
             meet: where they meet what comes up to them (`Sweep.chunk`).
         """
         chunk = self.sweep.chunk(groups, meet)
-        for block in chunk.blocks():
-            if self.keep == 1:
-                block = replace(block, values=self._fetched(block.values))
-            if passing:
-                self._pass_on(block)
-            self.found.append(self._stored(block))
+        if self.keep == 1 and self.fetching is not None:
+            self._send(chunk, passing)
+        else:
+            for block in chunk.blocks():
+                if passing:
+                    self._pass_on(block)
+                self.found.append(self._stored(block))
         terms = chunk.terms()
         self.terms.append(terms)
         self.expanded += int((terms.rows < self.index.n_features).sum())
 
-    def _fetched(self, values: Float[Tensor, "target source"]) -> Float[Tensor, "target source"]:
-        """A block in main memory. From a GPU it comes by way of pinned memory, which the driver
-        reaches without a copy of its own, and all threads share in filling fresh pages."""
-        if values.device.type != "cuda":
-            return values.cpu()
-        if self._pinned is None or len(self._pinned) < values.numel():
-            self._pinned = torch.empty(values.numel(), dtype=values.dtype, pin_memory=True)
-        return self._pinned[: values.numel()].view(values.shape).copy_(values).clone()
+    def _send(self, chunk: Chunk, passing: bool) -> None:
+        """Whole rows on their way to main memory; waited for only if they are passed on at once."""
+        first = len(self.found)
+        for place, block in enumerate(chunk.blocks(), first):
+            self.found.append(block)
+
+            def arrived(values: Tensor, place: int = place, block: RowBlock = block) -> None:
+                self.found[place] = replace(block, values=values)
+
+            assert self.fetching is not None
+            self.fetching.send(block.values, arrived)
+        if passing:
+            self.finish()
+            for late in self.found[first:]:
+                assert isinstance(late, RowBlock)
+                self._pass_on(late)
+
+    def finish(self) -> None:
+        """Wait for what is on its way."""
+        if self.fetching is not None:
+            self.fetching.finish()
 
     def _stored(self, block: Block) -> Block:
         if self.keep == 1 or isinstance(block, SparseBlock):
@@ -184,6 +201,7 @@ class Rows:
 
     def store(self, keep: float) -> None:
         """Keep this share of each row, of those already there too."""
+        self.finish()
         self.keep = keep
         self.found = [self._stored(block) for block in self.found]
 
@@ -200,6 +218,7 @@ class Rows:
     def edges(self) -> EdgeRows:
         """Everything that came in. Blocks of one site that were split are joined again; sparse
         ones stay apart, because two copies at once would take what cutting them saved."""
+        self.finish()
         sites: dict[tuple[int, int], list[Block]] = {}
         for block in self.found:
             sites.setdefault((block.layer, block.position), []).append(block)
@@ -214,7 +233,7 @@ class Rows:
 
     def _scatter(self, name: str) -> Tensor:
         rows = torch.cat([terms.rows for terms in self.terms])
-        values = torch.cat([getattr(terms, name) for terms in self.terms])
+        values = torch.cat([getattr(terms, name) for terms in self.terms]).cpu()
         return values.new_zeros(len(self.index)).index_copy(0, rows, values)
 
 
@@ -225,19 +244,20 @@ def _joined(parts: list[Block]) -> list[Block]:
     return [RowBlock(parts[0].layer, parts[0].position, rows, values)]
 
 
-COLUMNS = {False: 48, True: 160}
-"""Targets a chunk is filled up to on a CPU, where its matrix products run best: of one layer (more
-would bring positions together that are far apart), and of all layers at a position (`joined`)."""
+COLUMNS = {False: (48, 96), True: (128, 256)}
+"""Targets of a chunk on a CPU: a position is its last once it has the first number of them, and no
+chunk has more than the second. Of one layer, and of all layers together (`joined`)."""
 ELEMENTS = {"cpu": 1 << 27, "cuda": 1 << 28}
 """Elements (positions × d_model × targets) that a chunk's gradient never goes beyond; on a GPU it
 is filled up to them."""
 
 
-def columns(sweep: Sweep, span: int, joined: bool = False) -> int:
-    """How many targets travel together over so many positions."""
+def columns(sweep: Sweep, span: int, joined: bool = False) -> tuple[int, int]:
+    """How many targets over so many positions are enough for a chunk, and how many its most."""
     cuda = sweep.local.errors.device.type == "cuda"
     most = max(1, ELEMENTS["cuda" if cuda else "cpu"] // (span * sweep.width))
-    return most if cuda else min(most, COLUMNS[joined])
+    enough, limit = (most, most) if cuda else COLUMNS[joined]
+    return min(enough, most), min(limit, most)
 
 
 def halves(sweep: Sweep, layer: int) -> list[tuple[range, int]]:
@@ -248,27 +268,47 @@ def halves(sweep: Sweep, layer: int) -> list[tuple[range, int]]:
     return [(range(first, layer + 1), meet), (range(first), 0)]
 
 
-def packed(sizes: Iterable[int], columns: int) -> Iterator[list[tuple[int, int, int]]]:
-    """Which targets go together: groups in their order, cut into chunks of exactly `columns`
-    targets, but for the last.
+def packed(
+    cells: Sequence[tuple[int, int]], enough: int, most: int
+) -> Iterator[list[tuple[int, int, int]]]:
+    """Which targets go together: whole positions, since a chunk works over all positions up to its
+    last one, until there are enough; cut into equal parts where that makes more than `most`.
 
     Args:
-        sizes: targets of every group.
+        cells: (position, targets) of every cell, by position.
 
     Yields:
-        Lists of (group, first, stop): targets first to stop of that group.
+        Lists of (cell, first, stop): targets first to stop of that cell.
     """
+    together: list[tuple[int, int]] = []
+    count = 0
+    for number, (position, size) in enumerate(cells):
+        if count >= enough and position != cells[number - 1][0]:
+            yield from _cut(together, count, most)
+            together, count = [], 0
+        together.append((number, size))
+        count += size
+    yield from _cut(together, count, most)
+
+
+def _cut(
+    cells: list[tuple[int, int]], count: int, most: int
+) -> Iterator[list[tuple[int, int, int]]]:
+    """Cells (number, targets), `count` together, in as few parts of equal size as `most` allows."""
+    if not count:
+        return
+    size = -(-count // -(-count // most))
     together: list[tuple[int, int, int]] = []
-    room = columns
-    for number, count in enumerate(sizes):
+    room = size
+    for number, targets in cells:
         start = 0
-        while start < count:
-            stop = min(count, start + room)
+        while start < targets:
+            stop = min(targets, start + room)
             together.append((number, start, stop))
             room -= stop - start
             start = stop
             if not room:
                 yield together
-                together, room = [], columns
+                together, room = [], size
     if together:
         yield together

@@ -8,12 +8,12 @@ writes. Nothing is differentiated: each step down is written out.
                            bias and ignored-position terms; through the skip where there is one
     attention of layer j   g[k] += Σ_heads Σ_q pattern[q, k] · value^T output^T g[q]
 
-The gradient is kept as (position, d_model, target): every product then runs on contiguous memory,
-per position, with the targets innermost. Three things make it cheap. A target reads at one
-position, so its first attention step costs one small product, not one a position. A target at
-position p has a gradient at positions ≤ p only. And gradients are met halfway: what lies below the
-attention of some layer, at least the embeddings below layer 0's, is carried up through it once
-(`carried`), and no gradient goes down there.
+The gradient is (position, d_model, target), and lies in memory target by target: what has joined is
+contiguous, all positions of all targets are one matrix, and a step down is two wide products. Three
+things make it cheap. A target reads at one position, so its first attention step costs one small
+product, not one a position. A target at position p has a gradient at positions ≤ p only. And
+gradients are met halfway: what lies below the attention of some layer, at least the embeddings
+below layer 0's, is carried up through it once (`carried`), and no gradient goes down there.
 """
 
 from __future__ import annotations
@@ -72,6 +72,10 @@ class Terms:
     positional: Float[Tensor, " target"]
     ignored: Float[Tensor, " target"]
     value: Float[Tensor, " target"]
+
+    def cpu(self) -> Terms:
+        """The same in main memory."""
+        return Terms(**{name: tensor.cpu() for name, tensor in vars(self).items()})
 
 
 class Sweep:
@@ -144,7 +148,7 @@ class Sweep:
         """Edge rows of some targets: by falling layer, rising position within a layer."""
         chunk = self.chunk(groups)
         blocks = [replace(block, values=block.values.cpu()) for block in chunk.blocks()]
-        return blocks, chunk.terms()
+        return blocks, chunk.terms().cpu()
 
     def chunk(self, groups: Sequence[Group], meet: int = 0) -> Chunk:
         """The same while still on the device; the next chunk overwrites it.
@@ -181,9 +185,9 @@ class Chunk:
         self.columns = sweep.index.cone(self.layer, self.span - 1)
         below = [len(sweep.index.feature_rows(n, 0, self.span)) for n in range(self.layer)]
         self.offsets = list(accumulate(below, initial=0))
-        self.all_out = sweep.buffer("out", len(self.columns), sizes[-1]).zero_()
-        self.all_gradients = sweep.buffer("gradient", self.span, sweep.width, sizes[-1])
-        self.points = [group.reads.T for group in groups]
+        self.all_out = sweep.buffer("out", sizes[-1], len(self.columns)).zero_().T
+        self.all_gradients = sweep.buffer("gradient", sizes[-1], self.span, sweep.width)
+        self.points = [group.reads for group in groups]
         self.past = [torch.zeros_like(point) for point in self.points] if sweep.parallel else []
         self.beside: Tensor | None = None
         self.all_sums = self.all_out.new_zeros(3, sizes[-1])  # bias, ignored, positional
@@ -199,7 +203,12 @@ class Chunk:
     @property
     def gradient(self) -> Float[Tensor, "position d_model target"]:
         """Of the targets that have joined, above the site that comes next."""
-        return self.all_gradients[:, :, : self.targets]
+        return self.joined.permute(1, 2, 0)
+
+    @property
+    def joined(self) -> Float[Tensor, "target position d_model"]:
+        """The same as it lies in memory."""
+        return self.all_gradients[: self.targets]
 
     def descend(self) -> None:
         """All the way down, block by block."""
@@ -245,13 +254,13 @@ class Chunk:
             rows = self.sweep.index.feature_rows(source, p, p + 1)
             first = self.sweep.index.feature_rows(source).start
             writes = local.writes(source, layer)[rows.start - first : rows.stop - first]
-            self.all_out[self._feature_slice(source, p, p + 1), part].addmm_(writes, point)
-        found = self.sweep.sites[layer, p] @ point
+            self.all_out[self._feature_slice(source, p, p + 1), part].addmm_(writes, point.T)
+        found = self.sweep.sites[layer, p] @ point.T
         self.all_out[self._error_slice(layer)][p, part].add_(found[0])
         self.all_sums[:2, part].add_(found[1:])
         if (skip := self.sweep.skips[layer]) is not None:
-            self.all_sums[0, part] += local.skip_constant(layer)[p] @ point
-            through = local.skip_scale(layer)[p] * (skip.T @ point)
+            self.all_sums[0, part] += point @ local.skip_constant(layer)[p]
+            through = local.skip_scale(layer)[p] * (point @ skip)
             if self.sweep.parallel:
                 self.past[number] = through
             else:
@@ -259,22 +268,19 @@ class Chunk:
 
     def attention_constant_at_point(self, layer: int, number: int) -> None:
         constant = self.local.attention_constants[layer, self.groups[number].position]
-        self.all_sums[0, self.slices[number]] += constant @ self.points[number]
+        self.all_sums[0, self.slices[number]] += self.points[number] @ constant
 
     def attention_from_point(self, layer: int, number: int) -> None:
         """First attention step: from one position a target to all positions up to it."""
         (output, value), pattern = self.sweep.weights(layer), self.local.patterns[layer]
-        heads, kv, size = self.adapter.heads, self.adapter.kv_heads, self.adapter.head_dim
-        value = value.view(-1, kv, 1, size).permute(1, 2, 0, 3)
+        kv, size = self.adapter.kv_heads, self.adapter.head_dim
         p, point = self.groups[number].position, self.points[number]
-        read = (output @ point).view(kv, self.sweep.groups, size, -1)
-        read = torch.matmul(value, read).view(heads, -1)
-        weights = pattern[:, p, : p + 1].T
-        into = self.all_gradients[:, :, self.slices[number]]
-        found = self.sweep.buffer("mixed", p + 1, read.shape[1])
-        into[: p + 1] = torch.mm(weights, read, out=found).view(p + 1, *point.shape)
-        into[p + 1 :] = 0
-        into[p].add_(point + self.past[number] if self.past else point)
+        read = (point @ output.T).view(len(point), kv, self.sweep.groups, size).permute(1, 2, 0, 3)
+        read = torch.matmul(read, value.view(-1, kv, 1, size).permute(1, 2, 3, 0)).flatten(0, 1)
+        weights = pattern[:, p, : self.span].T.expand(len(point), -1, -1)
+        into = self.all_gradients[self.slices[number]]
+        torch.bmm(weights, read.transpose(0, 1), out=into)
+        into[:, p].add_(point + self.past[number] if self.past else point)
         self.targets = self.slices[number].stop
 
     # At every position.
@@ -291,32 +297,35 @@ class Chunk:
         self.sums[:2].add_(found[:, 1:].sum(0))
         if (skip := self.sweep.skips[layer]) is not None:
             self._add_constant(local.skip_constant(layer))
-            scale = local.skip_scale(layer)[: self.span, None, None]
-            through = scale * torch.matmul(skip.T, gradient)
+            through = local.skip_scale(layer)[: self.span, None] * (self.joined @ skip)
             if self.sweep.parallel:
                 self.beside = through
             else:
-                gradient.add_(through)
+                self.joined.add_(through)
         if not self.sweep.fused:
             self._add_constant(local.attention_constants[layer])
 
     def _add_constant(self, vectors: Float[Tensor, "position d_model"]) -> None:
         """What these vectors add to every target, as part of its bias term."""
-        self.sums[0] += torch.bmm(vectors[: self.span, None], self.gradient)[:, 0].sum(0)
+        self.sums[0] += self.joined.flatten(1) @ vectors[: self.span].flatten()
 
     def attention(self, layer: int) -> None:
         """One frozen attention step, in place: three matrix products."""
-        (output, value), span, targets = self.sweep.weights(layer), self.span, self.targets
-        heads, kv = self.adapter.heads, self.adapter.kv_heads
-        size = self.adapter.head_dim
-        read = self.sweep.buffer("heads", span, heads * size, targets)
-        torch.bmm(output.expand(span, -1, -1), self.gradient, out=read)
-        mixed = self.sweep.buffer("mixed", span, kv, size * targets)
-        self.sweep.attention_mix(read.view(span, heads, -1), self.local.patterns[layer], mixed)
-        flat = mixed.view(span, kv * size, targets)
-        self.gradient.baddbmm_(value.expand(span, -1, -1), flat)
+        (output, value), pattern = self.sweep.weights(layer), self.local.patterns[layer]
+        size, flat = self.adapter.head_dim, self.joined.flatten(0, 1)
+
+        def by_position(heads: int, name: str) -> tuple[Tensor, Tensor]:
+            """A matrix (heads · head_dim, target · position), and the same by position."""
+            found = self.sweep.buffer(name, heads * size, len(flat))
+            return found, found.view(heads, size * self.targets, self.span).permute(2, 0, 1)
+
+        read, read_at = by_position(self.adapter.heads, "heads")
+        mixed, mixed_at = by_position(self.adapter.kv_heads, "mixed")
+        torch.mm(output, flat.T, out=read)
+        self.sweep.attention_mix(read_at, pattern, mixed_at)
+        flat.addmm_(mixed.T, value.T)
         if self.beside is not None:
-            self.gradient.add_(self.beside)
+            self.joined.add_(self.beside)
             self.beside = None
 
     def embeddings(self, entries: Sequence[tuple[int, bool]]) -> None:
@@ -325,12 +334,12 @@ class Chunk:
         tokens, placed = self.local.forward.tokens, self.local.forward.positional
         if self.targets and not self.sweep.carries_up:
             below[:, : self.targets] += torch.bmm(tokens[: self.span, None], self.gradient)[:, 0]
-            self.sums[2] += torch.bmm(placed[: self.span, None], self.gradient)[:, 0].sum(0)
+            self.sums[2] += self.joined.flatten(1) @ placed[: self.span].flatten()
         for number, group in enumerate(self.groups):
             p, point, part = group.position, self.points[number], self.slices[number]
             if part.stop > self.targets and not self._meets(entries[number]):
-                below[p, part] += tokens[p] @ point
-                self.all_sums[2, part] += placed[p] @ point
+                below[p, part] += point @ tokens[p]
+                self.all_sums[2, part] += point @ placed[p]
 
     def _meets(self, entry: tuple[int, bool]) -> bool:
         """Whether a group comes in right where something came up to meet it."""
@@ -340,14 +349,14 @@ class Chunk:
         """Edges to all that has been carried up to where gradients end, and its constants."""
         standing, rows = self.sweep.carried(self.meet)
         there = standing[self.span - 1]
-        found = self.sweep.buffer("met", len(there), self.all_out.shape[1]).zero_()
+        found = self.sweep.buffer("met", self.all_out.shape[1], len(there)).zero_().T
         if self.targets:
             for vectors, gradient in zip(standing, self.gradient, strict=False):
                 found[: len(vectors), : self.targets].addmm_(vectors, gradient)
         for number, group in enumerate(self.groups):
             if self.slices[number].stop > self.targets and self._meets(entries[number]):
                 vectors = standing[group.position]
-                found[: len(vectors), self.slices[number]].addmm_(vectors, self.points[number])
+                found[: len(vectors), self.slices[number]].addmm_(vectors, self.points[number].T)
         self.all_sums += found[:3]
         places = torch.searchsorted(self.columns, rows[: len(there) - 3])
         self.all_out.index_add_(0, places.to(found.device), found[3:])
@@ -359,19 +368,20 @@ class Chunk:
         positions = self.sweep.index.positions[self.columns]
         layers = self.sweep.index.layers[self.columns]
         for group, part in zip(self.groups, self.slices, strict=True):
-            values = self.all_out[:, part]
+            values = self.all_out[:, part].T
             if group.position + 1 < self.span or group.layer < self.layer:
                 own = (positions <= group.position) & (layers < group.layer)
-                values = values.index_select(0, own.nonzero()[:, 0].to(values.device))
-            values = values.T.clone(memory_format=torch.contiguous_format)
+                values = values.index_select(1, own.nonzero()[:, 0].to(values.device))
+            else:
+                values = values.clone()
             yield RowBlock(group.layer, group.position, group.rows, values)
 
     def terms(self) -> Terms:
         bias = torch.cat([group.bias for group in self.groups]) + self.all_sums[0]
         return Terms(
             rows=torch.cat([group.rows for group in self.groups]),
-            bias=bias.cpu(),
-            positional=self.all_sums[2].cpu(),
-            ignored=self.all_sums[1].cpu(),
-            value=torch.cat([group.value for group in self.groups]).cpu(),
+            bias=bias,
+            positional=self.all_sums[2],
+            ignored=self.all_sums[1],
+            value=torch.cat([group.value for group in self.groups]),
         )

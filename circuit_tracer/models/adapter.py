@@ -279,8 +279,8 @@ class Adapter:
             output = after.centre(output.T).T * after.weight[:, None]
             output_bias = after.centre(output_bias) * after.weight
         return Folded(
-            value=value.T.contiguous().view(self.d_model, self.kv_heads, self.head_dim),
-            output=output.T.contiguous().view(self.heads, self.head_dim, self.d_model),
+            value=value.T.view(self.d_model, self.kv_heads, self.head_dim),
+            output=output.T.view(self.heads, self.head_dim, self.d_model),
             value_constant=value_bias.reshape(self.kv_heads, self.head_dim),
             output_constant=output_bias,
         )

@@ -114,13 +114,18 @@ def _sources(s: Sizes, draw: torch.Generator, counts: list[int]) -> Inputs:
     }
 
 
+def _gradient(s: Sizes, draw: torch.Generator) -> Tensor:
+    """(positions, d_model, targets), target by target in memory, as the sweep has it."""
+    return _random(draw, s.targets, s.positions, s.width).permute(1, 2, 0)
+
+
 def edge_rows(s: Sizes, draw: torch.Generator) -> Case:
     starts = [0, *itertools.accumulate([s.active] * s.positions)]
     given = {
-        "gradient": _random(draw, s.positions, s.width, s.targets),
+        "gradient": _gradient(s, draw),
         "vectors": _random(draw, starts[-1], s.width),
         "starts": starts,
-        "out": _random(draw, starts[-1], s.targets),
+        "out": _random(draw, s.targets, starts[-1]).T,
     }
     return Case(
         kernel="edge_rows",
@@ -143,9 +148,9 @@ def _as_one_bmm(given: Inputs, s: Sizes) -> None:
 
 def _gathered(s: Sizes, draw: torch.Generator, name: str, counts: list[int]) -> Case:
     given = {
-        "gradient": _random(draw, s.positions, s.width, s.targets),
+        "gradient": _gradient(s, draw),
         **_sources(s, draw, counts),
-        "out": _random(draw, sum(counts), s.targets),
+        "out": _random(draw, s.targets, sum(counts)).T,
         "beside": _random(draw, s.positions, 3, s.width),
         "beside_out": _random(draw, s.positions, 3, s.targets),
         "counted": 1,
@@ -240,9 +245,9 @@ def sparse_decode(s: Sizes, draw: torch.Generator) -> Case:
 def attention_mix(s: Sizes, draw: torch.Generator) -> Case:
     columns = s.head_dim * s.mixed_targets
     given = {
-        "read": _random(draw, s.positions, s.heads, columns),
+        "read": _random(draw, s.heads, columns, s.positions).permute(2, 0, 1),
         "pattern": _random(draw, s.heads, s.positions, s.positions).softmax(-1).tril(),
-        "out": torch.zeros(s.positions, s.kv_heads, columns, device=draw.device),
+        "out": torch.zeros(s.kv_heads, columns, s.positions, device=draw.device).permute(2, 0, 1),
     }
     return Case(
         kernel="attention_mix",

@@ -51,6 +51,11 @@ def attention_mix(read: Tensor, pattern: Tensor, out: Tensor) -> None:
     turned = pattern[:, :positions, :positions].transpose(1, 2)
     turned = turned.view(kv, heads // kv, positions, positions)
     into = out.transpose(0, 1)
+    positions_last = into.mT.is_contiguous()  # the result is written as it lies in memory
     for member in range(heads // kv):
-        part = by_group[:, :, member].transpose(0, 1)
-        torch.baddbmm(into, turned[:, member], part, beta=float(member > 0), out=into)
+        part, weights = by_group[:, :, member].transpose(0, 1), turned[:, member]
+        beta = float(member > 0)
+        if positions_last:
+            torch.baddbmm(into.mT, part.mT, weights.mT, beta=beta, out=into.mT)
+        else:
+            torch.baddbmm(into, weights, part, beta=beta, out=into)

@@ -19,7 +19,7 @@ from circuit_kernels.attention_mix import check
 @triton.jit
 def _kernel(
     read, pattern, out, positions, columns, group,
-    r_query, r_head, p_head, p_query, p_key, o_key, o_head,
+    r_query, r_head, r_column, p_head, p_query, p_key, o_key, o_head, o_column,
     KEYS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
     PRECISION: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
@@ -31,8 +31,9 @@ def _kernel(
         mine = head * group + member
         for start in range(first, positions, DEPTH):
             query = start + tl.arange(0, DEPTH).to(tl.int64)
+            across = query[:, None] * r_query + column[None, :] * r_column
             b = tl.load(
-                read + query[:, None] * r_query + mine * r_head + column[None, :],
+                read + mine * r_head + across,
                 mask=(query < positions)[:, None] & (column < columns)[None, :],
                 other=0.0,
             )
@@ -43,7 +44,7 @@ def _kernel(
             ).to(b.dtype)
             total = tl.dot(a, b, total, input_precision=PRECISION)
     tl.store(
-        out + keys[:, None] * o_key + head * o_head + column[None, :],
+        out + keys[:, None] * o_key + head * o_head + column[None, :] * o_column,
         total,
         mask=(keys < positions)[:, None] & (column < columns)[None, :],
     )
@@ -61,8 +62,6 @@ def attention_mix(
     positions, heads, columns = read.shape
     if out.numel() == 0:
         return
-    if read.stride(2) != 1 or out.stride(2) != 1:
-        raise ValueError("read and out must be contiguous in their last axis")
     double = read.dtype == torch.float64
     tiles = launch.tiles("attention_mix", out.device, double) if tiles is None else tiles
     kv = out.shape[1]
@@ -70,7 +69,7 @@ def attention_mix(
     with launch.on(out.device):
         _kernel[grid](
             read, pattern, out, positions, columns, heads // kv,
-            read.stride(0), read.stride(1), *pattern.stride(), out.stride(0), out.stride(1),
+            *read.stride(), *pattern.stride(), *out.stride(),
             PRECISION=launch.precision(exact),
             SUM=tl.float64 if double else tl.float32, **tiles,
         )  # fmt: skip

@@ -23,8 +23,8 @@ from circuit_kernels.edge_rows import check, check_gathered
 @triton.jit
 def _kernel(
     gradient, table, ids, activations, starts, out, beside, beside_out, partial,
-    width, targets, rows_beside, counted, g_position, g_width, t_row, o_row,
-    b_position, b_row, bo_position, bo_row,
+    width, targets, rows_beside, counted, g_position, g_width, g_target, t_row, t_width,
+    o_row, o_column, b_position, b_row, bo_position, bo_row, bo_column,
     SOURCES: tl.constexpr, TARGETS: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
     SUM: tl.constexpr, GATHER: tl.constexpr, BESIDE: tl.constexpr, SUMS: tl.constexpr,
 ):  # fmt: skip
@@ -43,13 +43,14 @@ def _kernel(
         for start in range(0, width, WIDTH):
             depth = start + tl.arange(0, WIDTH).to(tl.int64)
             inside = (depth < width)[None, :]
+            across = depth[:, None] * g_width + columns[None, :] * g_target
             b = tl.load(
-                gradient + position * g_position + depth[:, None] * g_width + columns[None, :],
+                gradient + position * g_position + across,
                 mask=(depth < width)[:, None] & (columns < targets)[None, :],
                 other=0.0,
             )
             a = tl.load(
-                table + row[:, None] * t_row + depth[None, :],
+                table + row[:, None] * t_row + depth[None, :] * t_width,
                 mask=source[:, None] & inside,
                 other=0.0,
             ).to(b.dtype)
@@ -62,13 +63,13 @@ def _kernel(
         scale = tl.load(activations + first + place, mask=source, other=1.0).to(SUM)
         total *= scale[:, None]
     within = (columns < targets)[None, :]
-    where = out + (first + place)[:, None] * o_row + columns[None, :]
+    where = out + (first + place)[:, None] * o_row + columns[None, :] * o_column
     found = tl.load(where, mask=source[:, None] & within, other=0.0) + total
     tl.store(where, found, mask=source[:, None] & within)
     edges = source
     if BESIDE:
         where = beside_out + position * bo_position + (place - here)[:, None] * bo_row
-        where += columns[None, :]
+        where += columns[None, :] * bo_column
         added = tl.load(where, mask=extra[:, None] & within, other=0.0) + total
         tl.store(where, added, mask=extra[:, None] & within)
         found = tl.where(extra[:, None], added, found)
@@ -93,12 +94,8 @@ def _launch(
     exact: bool | None,
     tiles: launch.Tiles | None,
 ) -> None:
-    for name, tensor in (
-        ("gradient", gradient), ("vectors or table", table), ("out", out),
-        ("beside", beside), ("beside_out", beside_out),
-    ):  # fmt: skip
-        if tensor is not None and tensor.numel() and tensor.stride(-1) != 1:
-            raise ValueError(f"{name} must be contiguous in its last axis")
+    if beside is not None and beside.numel() and beside.stride(-1) != 1:
+        raise ValueError("beside must be contiguous in its last axis")
     positions, width, targets = gradient.shape
     rows_beside = 0 if beside is None else beside.shape[1]
     counts = [stop - first for first, stop in zip(starts, starts[1:], strict=False)]
@@ -120,8 +117,9 @@ def _launch(
             gradient, table, ids, activations, launch.offsets(tuple(starts), out.device), out,
             given, written, partial, width, targets, rows_beside,
             rows_beside if counted is None else counted,
-            gradient.stride(0), gradient.stride(1), table.stride(0), out.stride(0),
+            *gradient.stride(), *table.stride(), *out.stride(),
             given.stride(0), given.stride(1), written.stride(0), written.stride(1),
+            written.stride(-1),
             PRECISION=launch.precision(exact), SUM=tl.float64 if double else tl.float32,
             GATHER=ids is not None, BESIDE=rows_beside > 0, SUMS=sums is not None, **tiles,
         )  # fmt: skip

@@ -120,7 +120,7 @@ def test_plt_is_a_clt_that_writes_to_its_own_layer_alone():
 def test_chunking_and_carrying_embeddings_up_change_nothing(family, given, monkeypatch):
     model = tiny.replacement(family, **given)
     _, usual = rows_of(model)
-    for apart, joined in ((1, 1), (7, 5), (10**6, 10**6)):
+    for apart, joined in (((1, 1), (1, 1)), ((7, 7), (2, 5)), ((10**6,) * 2, (10**6,) * 2)):
         monkeypatch.setattr("circuit_tracer.rows.COLUMNS", {False: apart, True: joined})
         _, other = rows_of(model)
         torch.testing.assert_close(other.dense(), usual.dense(), atol=1e-12, rtol=0)

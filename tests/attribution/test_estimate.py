@@ -132,15 +132,23 @@ def test_a_forward_pass_taken_over_gives_the_same_rows_and_holds_its_patterns_on
     assert torch.equal(attribute(kept, directions).dense(), attribute(owned, directions).dense())
 
 
-@given(counts=st.lists(st.integers(0, 40), max_size=12), columns=st.integers(1, 60))
-def test_chunks_hold_every_target_once_and_are_filled(counts, columns):
-    chunks = list(packed(counts, columns))
+@given(
+    cells=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 40)), max_size=12).map(sorted),
+    enough=st.integers(1, 60),
+    more=st.integers(0, 60),
+)
+def test_chunks_hold_every_target_once_and_whole_positions_where_they_fit(cells, enough, more):
+    most = enough + more
+    chunks = list(packed(cells, enough, most))
+    counts = [count for _, count in cells]
     seen = [(n, k) for chunk in chunks for n, first, stop in chunk for k in range(first, stop)]
     assert seen == [(n, k) for n, count in enumerate(counts) for k in range(count)]
     sizes = [sum(stop - first for _, first, stop in chunk) for chunk in chunks]
-    assert all(size == columns for size in sizes[:-1]) and all(
-        0 < size <= columns for size in sizes
-    )
+    assert all(0 < size <= most for size in sizes)
+    whole = list(packed(cells, enough, 10**9))
+    for chunk, after in zip(whole, whole[1:], strict=False):
+        assert cells[chunk[-1][0]][0] < cells[after[0][0]][0]
+        assert sum(stop - first for _, first, stop in chunk) >= enough
 
 
 @pytest.mark.parametrize("family", ["gemma2", "llama", "phi3"])

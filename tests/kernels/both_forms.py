@@ -50,6 +50,12 @@ def framed(content: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return buffer, window
 
 
+def laid_out(content: torch.Tensor, *axes: int) -> torch.Tensor:
+    """The same tensor, in memory with its axes in this order, the last one contiguous."""
+    back = [axes.index(axis) for axis in range(len(axes))]
+    return content.permute(axes).contiguous().permute(back)
+
+
 def close(found: torch.Tensor, truth: torch.Tensor, tolerance: float) -> None:
     """Within `tolerance` of a float64 truth, relative to its largest entry; NaN is never close."""
     scale = float(truth.abs().max()) if truth.numel() else 1.0

@@ -13,6 +13,7 @@ from tests.kernels.both_forms import (
     close,
     form,
     framed,
+    laid_out,
     seeded,
 )
 
@@ -54,6 +55,15 @@ def test_it_is_its_definition_whatever_was_in_the_output(shape, which):
     read, pattern, out = inputs(shape)
     form("attention_mix", which)(read, pattern, out)
     close(out, definition(read, pattern, out), 1e-5)
+
+
+@pytest.mark.parametrize("which", FORMS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_positions_may_be_innermost_in_memory(shape, which):
+    read, pattern, out = inputs(shape)
+    turned = laid_out(out, 1, 2, 0)
+    form("attention_mix", which)(laid_out(read, 1, 2, 0), pattern, turned)
+    close(turned, definition(read, pattern, out), 1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64, ON_A_GPU])

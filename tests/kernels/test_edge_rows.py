@@ -7,7 +7,7 @@ import torch
 
 from circuit_kernels import choice
 from circuit_kernels.edge_rows import edge_rows
-from tests.kernels.both_forms import DEVICE, FORMS, TOLERANCE, close, form, framed
+from tests.kernels.both_forms import DEVICE, FORMS, TOLERANCE, close, form, framed, laid_out
 
 SHAPES = {
     "one": (1, 1, 1, [1]),
@@ -72,6 +72,16 @@ def test_what_lies_around_the_output_is_not_touched(which):
     form("edge_rows", which)(gradient, vectors, starts, inside)
     close(inside, definition(gradient, vectors, starts, out), 1e-5)
     assert buffer.isnan().sum() == buffer.numel() - inside.numel()
+
+
+@pytest.mark.parametrize("which", FORMS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_tensors_may_lie_in_memory_in_any_order(shape, which):
+    """As the sweep has them: gradients and rows by target, write vectors by direction."""
+    gradient, vectors, starts, out = inputs(shape)
+    truth, turned = definition(gradient, vectors, starts, out), laid_out(out, 1, 0)
+    form("edge_rows", which)(laid_out(gradient, 2, 0, 1), laid_out(vectors, 1, 0), starts, turned)
+    close(turned, truth, 1e-5)
 
 
 def test_twice_the_same_is_the_same_bits():

@@ -1,0 +1,60 @@
+"""Rows on their way from a GPU, played by a thread that takes its time."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+from circuit_tracer.attribute import attribute
+from circuit_tracer.fetching import Fetching
+from circuit_tracer.rows import Rows
+from circuit_tracer.targets import choose
+from tests import tiny
+
+
+def slowly(values):
+    time.sleep(0.001)
+    return values.clone()
+
+
+def test_blocks_arrive_in_order_and_no_more_are_on_their_way_than_may_be():
+    blocks = [torch.full((2, size), float(size)) for size in (3, 1, 20, 2, 2, 2)]
+    arrived, fetching = [], Fetching(waiting=60, copied=slowly)
+    for number, block in enumerate(blocks):
+        fetching.send(block, arrived.append)
+        behind = blocks[len(arrived) : number]  # those that had not arrived when this one was sent
+        assert sum(one.nbytes for one in behind) <= 60
+    fetching.finish()
+    assert all(torch.equal(*pair) for pair in zip(arrived, blocks, strict=True))
+    fetching.finish()  # nothing is on its way
+
+
+def test_what_goes_wrong_on_the_way_is_raised_where_it_is_waited_for():
+    def broken(values):
+        raise RuntimeError("out of memory")
+
+    fetching = Fetching(copied=broken)
+    fetching.send(torch.zeros(1, 1), lambda values: None)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        fetching.finish()
+
+
+@pytest.mark.parametrize("limit, keep", [(None, 1), (9, 1), (9, 0.8), (None, 0.8)])
+@pytest.mark.parametrize("kind", ["plt", "clt"])
+def test_rows_that_arrive_late_are_the_same_rows(kind, limit, keep, monkeypatch):
+    model = tiny.replacement("gemma2", kind=kind)
+    forward = model.run(tiny.PROMPT)
+    local, directions = model.localise(forward), choose(model, forward)
+    usual = attribute(local, directions, limit, keep_edges=keep)
+    begin = Rows.__init__
+
+    def late(self, *given):
+        begin(self, *given)
+        self.fetching = Fetching(waiting=2000, copied=slowly)
+
+    monkeypatch.setattr(Rows, "__init__", late)
+    found = attribute(local, directions, limit, keep_edges=keep)
+    assert torch.equal(found.dense(), usual.dense())
+    assert torch.equal(found.residual, usual.residual)
