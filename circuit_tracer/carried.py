@@ -153,14 +153,29 @@ class _Attention:
         found = self.value.new_empty(len(self.value), sum(counts), later)
         for (vectors, read), into in zip(parts, found.split(counts, dim=1), strict=True):
             here = vectors.shape[2]
-            pattern = self.pattern[:, first:, first : first + here].mT
-            mixed = read.reshape(self.kv, 1, -1, here) @ pattern.unflatten(0, (self.kv, -1))
-            torch.mm(self.output.T, mixed.view(len(self.output), -1), out=into.flatten(1))
+            if here == 1:
+                into.copy_(self._from_point(first, read[:, :, 0]))
+            else:
+                pattern = self.pattern[:, first:, first : first + here].mT
+                mixed = read.reshape(self.kv, 1, -1, here) @ pattern.unflatten(0, (self.kv, -1))
+                torch.mm(self.output.T, mixed.view(len(self.output), -1), out=into.flatten(1))
             into[:, :, :here] += vectors
         return found
 
+    def _from_point(
+        self, position: int, read: Float[Tensor, "read source"]
+    ) -> Float[Tensor, "d_model source later"]:
+        """What attention makes, at all positions from one on, of what heads read there alone: each
+        head writes one vector, which its pattern spreads."""
+        weights = self.pattern[:, position:, position]
+        written = self.output.T.view(-1, self.kv, len(weights) // self.kv, len(read) // self.kv)
+        spread = written.permute(1, 2, 0, 3) @ read.reshape(self.kv, 1, -1, read.shape[1])
+        return (spread.flatten(2).flatten(0, 1).T @ weights).view(
+            -1, read.shape[1], weights.shape[1]
+        )
 
-def meeting(adapter: Adapter, features: Counts) -> int:
+
+def meeting(adapter: Adapter, features: Counts, cross_layer: bool = False) -> int:
     """The layer to meet at that takes the fewest operations, among those there is room for.
 
     Args:
@@ -172,8 +187,8 @@ def meeting(adapter: Adapter, features: Counts) -> int:
     ]
 
     def operations(layer: int) -> float:
-        own = operations_of_a_target(adapter, features, 0)[:-1]
-        own[layer:] = operations_of_a_target(adapter, features, layer)[layer:-1]
+        own = operations_of_a_target(adapter, features, 0, cross_layer)[:-1]
+        own[layer:] = operations_of_a_target(adapter, features, layer, cross_layer)[layer:-1]
         return float((features * own).sum()) + operations_of_carrying(adapter, features, layer)
 
     return min(fitting, key=operations, default=0)
@@ -184,13 +199,17 @@ def elements(adapter: Adapter, features: Counts, layer: int) -> int:
     return adapter.d_model * int(_standing_counts(features, layer).sum())
 
 
-def operations_of_a_target(adapter: Adapter, features: Counts, layer: int) -> Counts:
+def operations_of_a_target(
+    adapter: Adapter, features: Counts, layer: int, cross_layer: bool = False
+) -> Counts:
     """Operations of the row of one target at each layer (one more for those that read after the
-    last) and position, when it meets its sources at a layer."""
+    last) and position, when it meets its sources at a layer; `cross_layer` where features write,
+    and so cost a product, at every layer from their own on."""
     layers, positions = features.shape
     span, depth = torch.arange(1, positions + 1), torch.arange(layers + 1)[:, None]
     below = torch.zeros(layers + 1, positions, dtype=torch.float64)
-    below[1:] = (features + 1).cumsum(1).cumsum(0)  # features and errors
+    writing = features.cumsum(0) if cross_layer else features
+    below[1:] = (writing + 1).cumsum(1).cumsum(0)  # features and errors
     across = (below - below[layer]).clamp(min=0) + _standing_counts(features, layer).cumsum(0)
     steps = (depth - 1 - layer).clamp(min=0)
     return steps * attention_operations(adapter, span) + 2.0 * adapter.d_model * across

@@ -17,9 +17,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from circuit_tracer import bundled
+
+if TYPE_CHECKING:
+    from circuit_tracer.models.placement import Offload
 
 LEAST_FREE_MEMORY = 2**30  # bytes: torch, transformers and a small model
 LEAST_FREE_DISK = 50 * 2**20  # bytes: pages and graphs
@@ -73,11 +76,12 @@ def examine() -> list[Finding]:
     return [finding for check in CHECKS for finding in check()]
 
 
-def examine_model(reference: str) -> list[Finding]:
+def examine_model(reference: str, offload: Offload = None) -> list[Finding]:
     """Whether a model is what tracing takes it to be: its family, and each claim made of it.
 
     Args:
         reference: a hub id, folder or preset, as `load` takes it.
+        offload: "cpu" or "disk" keep its layers there, in float32, in which claims are measured.
     """
     from circuit_tracer.errors import CircuitTracerError
     from circuit_tracer.models.check import TOLERANCE, measure
@@ -88,7 +92,8 @@ def examine_model(reference: str) -> list[Finding]:
     try:
         known = preset(reference)
         name = reference if known is None else known.model
-        adapter, _ = open_model(name, place, resolve_dtype("auto", place))
+        dtype = resolve_dtype("auto" if offload is None else "float32", place)
+        adapter, _ = open_model(name, place, dtype, offload=offload)
         claims = measure(adapter)
     except CircuitTracerError as error:
         return [Finding("model", False, f"{reference} cannot be traced", str(error))]

@@ -133,9 +133,9 @@ def coactivation(
     for done, text in enumerate(all_texts):
         with torch.no_grad():
             sites = model.run(text).mlp_inputs
-            own = activations(model.transcoders, layer, sites[layer])[1:, number].double().cpu()
+            own = activations(model.transcoders, layer, sites[layer])[1:, number].cpu().double()
             for at, x in enumerate(sites):
-                found = activations(model.transcoders, at, x)[1:].double().cpu()
+                found = activations(model.transcoders, at, x)[1:].cpu().double()
                 products[at] += own @ found
                 sums[at] += found.sum(0)
                 both[at] += ((own != 0)[:, None] & (found != 0)).sum(0)
@@ -198,7 +198,7 @@ def _of_layer(
         weights = _writes(model, layer, own, every) @ _reads(model, own, mine)[0]
     else:
         weights = _reads(model, layer, every) @ _writes(model, own, layer, mine)[0]
-    weights = weights.double().cpu()
+    weights = weights.cpu().double()
     strength, twera, together = weights, None, None
     if seen is not None:
         twera, together = _met(seen, side, layer)
@@ -237,7 +237,7 @@ def _random_pairs(model: ReplacementModel, lower: int, upper: int) -> Float[Tens
     sources = torch.randint(_size(model, lower), (PAIRS,), generator=draw)
     targets = torch.randint(_size(model, upper), (PAIRS,), generator=draw)
     product = _writes(model, lower, upper, sources) * _reads(model, upper, targets)
-    return product.sum(1).abs().double().cpu()
+    return product.sum(1).abs().cpu().double()
 
 
 def _writes(

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -68,7 +68,8 @@ class Intervention:
         features: (n, 3) rows (layer, position, id) active before or after, in node order.
         before, after: (n,) their activations, as the residual stream gives them.
         pre_before, pre_after: (n,) what they read, linearly: their pre-activations.
-        token_text: text of a token id.
+        token_text: text of a token id. As a model gives it, it holds the tokenizer and no model: an
+            intervention can be pickled (multiprocessing, Ray).
     """
 
     edits: tuple[Edit, ...]
@@ -90,6 +91,13 @@ class Intervention:
             f"{first.token!r} {first.before:.1%} → {first.after:.1%}, "
             f"top after {last.token!r} {last.after:.1%})"
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: of tensors that are a part of a batch's, that part alone."""
+        return {
+            name: value.clone() if isinstance(value, torch.Tensor) else value
+            for name, value in vars(self).items()
+        }
 
     def table(
         self, k: int = 10, position: int = -1, tokens: Sequence[int] = ()

@@ -151,10 +151,18 @@ def forward(adapter: Adapter, positions: int) -> int:
 
 def folded(adapter: Adapter) -> int:
     """Bytes of the attention weights as gradients meet them: value and output, of every layer, or
-    of one at a time where weights are offloaded."""
-    wide = (adapter.heads + adapter.kv_heads) * adapter.head_dim
-    layers = 1 if adapter.offloaded else adapter.n_layers
-    return layers * wide * adapter.d_model * adapter.dtype.itemsize
+    of one at a time where weights are offloaded. An output projection that needs no folding is the
+    model's own."""
+    head = adapter.head_dim * adapter.d_model * adapter.dtype.itemsize
+    if adapter.offloaded:
+        return head * (adapter.kv_heads + adapter.heads)
+    wanted = (adapter.dtype, adapter.device)
+    weights = [next(block.attention.parameters()) for block in adapter.blocks]
+    copied = sum(
+        block.post_attention_norm is not None or (weight.dtype, weight.device) != wanted
+        for block, weight in zip(adapter.blocks, weights, strict=True)
+    )
+    return head * (adapter.kv_heads * adapter.n_layers + adapter.heads * copied)
 
 
 def taking_apart(local: Local) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,9 +19,13 @@ from circuit_tracer.intervene import Intervention, Mode, intervene
 from circuit_tracer.local import Local
 from circuit_tracer.memory import check_forward
 from circuit_tracer.models.adapter import Adapter
+from circuit_tracer.models.lengths import least_tokens, longest_token
 from circuit_tracer.shapes import Int, Tensor
 from circuit_tracer.steer import Choosing, Generation, Listener, generate, maxima
 from circuit_tracer.transcoders.base import TranscoderSet
+
+LONG = 100_000
+"""Characters of a text that is measured before it is tokenised, which takes a tenth of a second."""
 
 
 class ReplacementModel:
@@ -45,7 +50,7 @@ class ReplacementModel:
         self.tokenizer = tokenizer
         self.transcoders = transcoders
         self.notes: dict[tuple[int, int, int], FeatureNote] = {}
-        self._texts: dict[int, str] = {}
+        self._texts = _TokenTexts(tokenizer)
 
     def __repr__(self) -> str:
         return f"ReplacementModel({self.adapter.name!r}, {self.transcoders.name!r})"
@@ -81,6 +86,7 @@ class ReplacementModel:
         elif isinstance(prompt, bytes):
             raise InputError("a prompt is text or a list of token ids: decode these bytes first")
         elif isinstance(prompt, str):
+            self._check_length(prompt)
             ids = list(self.tokenizer(prompt)["input_ids"])
             if not ids or all(token in special for token in ids):
                 raise InputError('the prompt is empty; give it words: trace "The opposite of …"')
@@ -98,13 +104,26 @@ class ReplacementModel:
                 f"token id {wrong[0]} is outside the vocabulary of {self.adapter.name}, "
                 f"0 to {self.adapter.vocabulary - 1}"
             )
-        context = self.adapter.context
-        if context is not None and len(ids) > context:
-            raise InputError(
-                f"the prompt has {len(ids)} tokens, more than the {context} that "
-                f"{self.adapter.name} reads; shorten it by {len(ids) - context}"
-            )
+        self._check_count(len(ids))
         return torch.tensor(ids)
+
+    @cached_property
+    def _longest_token(self) -> int | None:
+        return longest_token(self.tokenizer)
+
+    def _check_length(self, text: str) -> None:
+        """Raise InputError for text that cannot fit, before time goes into tokenising it."""
+        if len(text) > LONG and self._longest_token is not None:
+            least = least_tokens(self.tokenizer, self._longest_token, text)
+            self._check_count(least, "at least ")
+
+    def _check_count(self, count: int, about: str = "") -> None:
+        context = self.adapter.context
+        if context is not None and count > context:
+            raise InputError(
+                f"the prompt has {about}{count} tokens, more than the {context} that "
+                f"{self.adapter.name} reads; shorten it by {about}{count - context}"
+            )
 
     def _in_template(self, prompt: str) -> list[int]:
         if not getattr(self.tokenizer, "chat_template", None):
@@ -114,15 +133,16 @@ class ReplacementModel:
             )
         says = [{"role": "user", "content": prompt}]
         try:
-            ids = self.tokenizer.apply_chat_template(
-                says, add_generation_prompt=True, tokenize=True, return_dict=False
+            text = self.tokenizer.apply_chat_template(
+                says, add_generation_prompt=True, tokenize=False
             )
         except Exception as error:  # a template may raise whatever it likes
             raise InputError(
                 f"the chat template of {self.adapter.name} fails: {error}. Write its turns into "
                 "the prompt instead of chat (--chat)"
             ) from error
-        return [int(token) for token in ids]
+        self._check_length(text)
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def special_positions(self, ids: Sequence[int] | Tensor) -> tuple[int, ...]:
         """Positions that hold special tokens: the tokenizer's own and those added as special."""
@@ -152,12 +172,7 @@ class ReplacementModel:
 
     def token_text(self, token: int) -> str:
         """Text of one token; the token's own name where it is not text by itself (bytes)."""
-        if token not in self._texts:
-            text = self.tokenizer.decode([token])
-            whole = text and "\ufffd" not in text
-            name = text if whole else str(self.tokenizer.convert_ids_to_tokens(token))
-            self._texts[token] = name
-        return self._texts[token]
+        return self._texts(token)
 
     def run(self, prompt: str | Sequence[int] | Tensor) -> Forward:
         """One forward pass of one copy of the prompt, watched. The result is the real model's."""
@@ -233,7 +248,7 @@ class ReplacementModel:
             self.transcoders,
             self.run(prompt),
             batch,
-            self.token_text,
+            self._texts,
             mode,
             layers,
             freeze_attention,
@@ -324,6 +339,22 @@ class ReplacementModel:
         """Largest activation of each (layer, feature) over texts; their first token is left out."""
         ids = [self.tokenize(text) for text in texts]
         return maxima(self.adapter, self.transcoders, features, ids)
+
+
+class _TokenTexts:
+    """Texts of tokens by id. Holds no model: an `Intervention` keeps it, and can be pickled."""
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+        self.known: dict[int, str] = {}
+
+    def __call__(self, token: int) -> str:
+        if token not in self.known:
+            text = self.tokenizer.decode([token])
+            whole = text and "\ufffd" not in text
+            name = text if whole else str(self.tokenizer.convert_ids_to_tokens(token))
+            self.known[token] = name
+        return self.known[token]
 
 
 def _numbers(prompt: Any) -> list[int]:

@@ -165,6 +165,8 @@ class Rows:
             self._send(chunk, passing)
         else:
             for block in chunk.blocks():
+                if self.keep == 1:
+                    block = replace(block, values=block.values.cpu())
                 if passing:
                     self._pass_on(block)
                 self.found.append(self._stored(block))

@@ -160,7 +160,7 @@ def _decoders(
                 f"{model!r} has {size} features there: give the model that was traced"
             )
         written = range(layer, layer + len(transcoders.layer(layer).decoders))
-        rows = [transcoders.decoder_rows(layer, to, ids, torch.float64).cpu() for to in written]
+        rows = [transcoders.decoder_rows(layer, to, ids).cpu().double() for to in written]
         total: Float[Tensor, "feature d_model"] = torch.stack(rows).sum(0)
         found.update(zip(here, total.numpy(), strict=True))
     return found

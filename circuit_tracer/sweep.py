@@ -126,7 +126,9 @@ class Sweep:
             return 0
         if layer not in self._meetings:
             starts = torch.tensor(self.starts[: layer + 1]).view(layer + 1, -1)
-            self._meetings[layer] = carried.meeting(self.adapter, starts.diff(dim=1).double())
+            cross_layer = self.local.transcoders.kind == "clt"
+            counts = starts.diff(dim=1).double()
+            self._meetings[layer] = carried.meeting(self.adapter, counts, cross_layer)
         return self._meetings[layer]
 
     def buffer(self, name: str, *shape: int) -> Tensor:

@@ -165,6 +165,11 @@ def _chosen(
     return (chosen[-1:] if positions == "last" else chosen)[:left]
 
 
+def _exact(x: Tensor) -> Tensor:
+    """x in float64; on the CPU where its device has none."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
+
+
 @dataclass
 class _Layer:
     """Running sums of one layer."""
@@ -225,9 +230,9 @@ class _Sums:
             fired = cells.cpu()[among[cells[:, 0].cpu()], 1]
             here.fired[fired] = True
             here.active += len(fired)
-            here.error += float(wrong[chosen].double().square().sum())
-            here.square += float(output[chosen].double().square().sum())
-            here.mean += output[chosen].double().sum(0).cpu()
+            here.error += float(_exact(wrong[chosen]).square().sum())
+            here.square += float(_exact(output[chosen]).square().sum())
+            here.mean += _exact(output[chosen]).sum(0).cpu()
 
     def _outputs(
         self,

@@ -145,7 +145,7 @@ def _score(
     of_query = _side(local, layer, query, queries, keys.sum(0))
     of_key = _side(local, layer, key, keys, queries.sum(0))
     return HeadScore(
-        score=compared.scaling * float(compared.query.value.double() @ compared.key.value.double()),
+        score=compared.score,
         pattern=compared.pattern,
         query_side=of_query[0],
         key_side=of_key[0],

@@ -238,7 +238,7 @@ def _take_apart(
         head=head,
         query=query,
         key=key,
-        score=compared.scaling * float(compared.query.value.double() @ compared.key.value.double()),
+        score=compared.score,
         pattern=compared.pattern,
         softcap=compared.softcap,
         query_side=query_side,
@@ -268,7 +268,7 @@ def parts_of(
         torch.cat([getattr(reading, name) for reading in readings])
         for name in ("matrix", "constant", "value")
     )
-    size = columns(sweep, position + 1, joined=True)
+    _, size = columns(sweep, position + 1, joined=True)
     found = []
     for start in range(0, len(constant), size):
         part = slice(start, start + size)

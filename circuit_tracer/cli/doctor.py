@@ -5,11 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from circuit_tracer.cli import destinations, options
 from circuit_tracer.cli.task import Task
+from circuit_tracer.errors import InputError
+
+if TYPE_CHECKING:
+    from circuit_tracer.models.placement import Offload
 
 MARKS = {True: "✓", False: "✗"}
 
@@ -21,22 +26,30 @@ MARKS = {True: "✓", False: "✗"}
     metavar="ID|DIR",
     help="Also load this model and hold its arithmetic against what tracing takes it to be.",
 )
+@options.OFFLOAD
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing; the exit status says it.")
 @options.debug
 @click.pass_context
 def doctor(
-    ctx: click.Context, json_path: Path | None, model: str | None, quiet: bool, debug: bool
+    ctx: click.Context,
+    json_path: Path | None,
+    model: str | None,
+    offload: Offload,
+    quiet: bool,
+    debug: bool,
 ) -> None:
     """Say what this machine can do, and how to mend what is missing.
 
     Exit status 1 if something is missing that tracing the bundled model needs, or --model cannot
     be traced.
     """
+    if offload is not None and model is None:
+        raise InputError("--offload says where the layers of --model live: give --model too")
     destinations.check(json_path)
     from circuit_tracer.doctor import examine, examine_model
     from circuit_tracer.files import write_text
 
-    findings = examine() if model is None else [*examine(), *examine_model(model)]
+    findings = examine() if model is None else [*examine(), *examine_model(model, offload)]
     as_json = json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2)
     if json_path == destinations.STDOUT:
         click.echo(as_json)

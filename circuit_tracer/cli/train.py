@@ -132,6 +132,7 @@ def knobs(command: Any) -> Any:
     help="Also send the figures there; the package must be installed.",
 )
 @click.option("--device", metavar="auto|cpu|cuda|mps", default="auto", help="Where to run.")
+@options.OFFLOAD
 @click.option(
     "--split",
     type=click.Choice(["batch", "features", "fsdp"]),
@@ -224,7 +225,8 @@ def _made(
         ranks.check(settings)
         tracked = given["trackers"] if ranks.first else ()
         listeners = [listener, *(tracker(t, folder, settings.plain()) for t in tracked)]
-        adapter, tokenizer = open_model(name, place, resolve_dtype(given["dtype"], place))
+        dtype = resolve_dtype(given["dtype"], place)
+        adapter, tokenizer = open_model(name, place, dtype, offload=given["offload"])
         adapter.name = given["model"]
 
         def tell(moment: Moment) -> None:

@@ -124,7 +124,7 @@ def firing(model: ReplacementModel) -> Callable[[str], list[Fired]]:
         found = []
         for layer in range(n_layers):
             cells, values = transcoders.encode(layer, forward.mlp_inputs[layer])
-            cells, values = cells.cpu(), values.double().cpu()
+            cells, values = cells.cpu(), values.cpu().double()
             seen = ~torch.isin(cells[:, 0], ignored)
             ids, place = cells[seen, 1].unique(return_inverse=True)
             most = torch.zeros(len(ids), dtype=torch.float64)

@@ -78,10 +78,10 @@ def directions(
     model: ReplacementModel, layer: int, ids: Int[Tensor, " feature"]
 ) -> Float[Tensor, "feature d_model"]:
     """What features write, summed over the layers they write to, as unit vectors."""
-    transcoders, dtype = model.transcoders, torch.float64
-    total = torch.zeros(len(ids), model.adapter.d_model, dtype=dtype)
+    transcoders = model.transcoders
+    total = torch.zeros(len(ids), model.adapter.d_model, dtype=torch.float64)
     for written in range(layer, layer + len(transcoders.layer(layer).decoders)):
-        total += transcoders.decoder_rows(layer, written, ids, dtype).cpu()
+        total += transcoders.decoder_rows(layer, written, ids).cpu()
     return torch.nn.functional.normalize(total, dim=1)
 
 

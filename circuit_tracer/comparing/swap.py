@@ -137,7 +137,7 @@ def swap(
         receiver=receiver.provenance.prompt,
         donor=donor.provenance.prompt,
         wanted=model.token_text(token),
-        before=float(clean.forward.logits[-1].double().softmax(-1)[token]),
+        before=float(clean.forward.logits[-1].cpu().double().softmax(-1)[token]),
         taken=len(made.taken),
         put=len(made.put),
         lost=len(_at(sides[1], chosen[1])) - len(made.put),
@@ -182,7 +182,7 @@ def _read(
 ) -> tuple[str, float, bool]:
     """The likeliest token, the probability of the one wanted, and whether they are one."""
     best = int(logits.argmax())
-    return model.token_text(best), float(logits.double().softmax(-1)[token]), best == token
+    return model.token_text(best), float(logits.cpu().double().softmax(-1)[token]), best == token
 
 
 def language_features(activity: Activity, language: str, least: int = 3) -> set[Key]:

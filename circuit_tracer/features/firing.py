@@ -24,5 +24,5 @@ def firing(
         cells, values = model.transcoders.encode(layer, x)
         found = np.zeros(len(values), ENTRY)
         found["position"], found["feature"] = cells.cpu().numpy().T
-        found["value"] = values.double().cpu().numpy()
+        found["value"] = values.cpu().double().numpy()
         yield found

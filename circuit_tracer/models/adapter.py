@@ -194,7 +194,8 @@ class Adapter:
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
-        """Every block. Folding all costs one copy of the attention weights in `dtype`."""
+        """Every block. Folding all costs a copy of the value projections in `dtype`, and one of the
+        output projections where a norm follows them or the model has another dtype."""
         return tuple(self._block(layer, module) for layer, module in enumerate(self.layers))
 
     def _find(self, root: nn.Module, path: str) -> Any:

@@ -57,6 +57,12 @@ class Comparison:
     softcap: float | None
     pattern: float
 
+    @property
+    def score(self) -> float:
+        """As the model computed it, before any softcap, mask and softmax."""
+        query, key = (side.value.cpu().double() for side in (self.query, self.key))
+        return self.scaling * float(query @ key)
+
 
 def compare(
     seen: Seen,

@@ -227,11 +227,20 @@ class TranscoderSet:
         return encoder.to(x.device), bias.to(x.device)
 
     def decoder_rows(
-        self, layer: int, written: int, features: Int[Tensor, " active"], dtype: torch.dtype
+        self,
+        layer: int,
+        written: int,
+        features: Int[Tensor, " active"],
+        dtype: torch.dtype | None = None,
     ) -> Float[Tensor, "active d_model"]:
-        """Decoder rows of features of `layer` into layer `written`; only these rows are read."""
+        """Decoder rows of features of `layer` into layer `written`; only these rows are read.
+
+        Args:
+            dtype: of the rows; None for the one they are stored in.
+        """
         table = self.layer(layer).decoders[written - layer]
-        rows = table.index_select(0, features.to(table.device)).to(dtype)
+        rows = table.index_select(0, features.to(table.device))
+        rows = rows if dtype is None else rows.to(dtype)
         if not torch.isfinite(rows).all():
             bad = features[~torch.isfinite(rows).all(1)][0].item()
             raise TranscoderError(

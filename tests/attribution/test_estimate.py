@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import pytest
@@ -9,6 +10,7 @@ import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 import circuit_tracer as ct
 from circuit_tracer import memory
@@ -51,6 +53,23 @@ def test_more_rows_take_longer_and_need_more(traced):
         assert less.result_bytes < more.result_bytes
         assert less.peak_bytes <= more.peak_bytes
     assert plan.estimate().seconds > plan.started > 0
+
+
+def in_place(_into, a, b, *_, out_shape=None, **__):
+    return 2 * math.prod(a) * b[-1]
+
+
+@pytest.mark.parametrize("kind", ["plt", "clt"])
+def test_operations_are_about_those_of_the_products_that_are_made(kind):
+    model = tiny.replacement("llama", kind=kind, layers=6, features=80)
+    forward = model.run(tiny.PROMPT * 2)
+    local, directions = model.localise(forward), choose(model, forward, max_logits=3)
+    planned = estimate(local, directions, rate=None).flops
+    aten = torch.ops.aten
+    inside = {aten.addmm_: in_place, aten.baddbmm_: in_place}
+    with FlopCounterMode(display=False, custom_mapping=inside) as counted:
+        attribute(local, directions, None)
+    assert 0.8 < planned / counted.get_total_flops() < 1.05
 
 
 @settings(max_examples=20, deadline=None)
@@ -154,8 +173,11 @@ def test_chunks_hold_every_target_once_and_whole_positions_where_they_fit(cells,
 @pytest.mark.parametrize("family", ["gemma2", "llama", "phi3"])
 def test_weights_folded_on_first_use_are_foreseen(family):
     adapter = tiny.replacement(family).adapter
-    made = sum(block.value.nbytes + block.output.nbytes for block in adapter.blocks)
+    own = {weight.data_ptr() for weight in adapter.model.parameters()}
+    folded = [part for block in adapter.blocks for part in (block.value, block.output)]
+    made = sum(part.nbytes for part in folded if part.data_ptr() not in own)
     assert memory.folded(adapter) == made
+    assert (made < sum(part.nbytes for part in folded)) == (family != "gemma2")
 
 
 def test_sizes_are_said_in_words_that_show_them():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import pytest
 import tiny
@@ -263,6 +264,20 @@ def test_what_comes_out_says_what_happened():
     assert min(change.position for change in moved) >= key[1]
     assert min(change.layer for change in moved) > key[0]
     assert table[0].token in repr(result)
+
+
+def test_an_intervention_can_be_sent_to_another_process():
+    model = tiny.replacement("gemma2")
+    place, value = some_feature(model)
+    changes = [{place: ct.Clamp(value * times)} for times in range(40)]
+    found = model.intervene_each(tiny.PROMPT, changes)[3]
+    sent = pickle.dumps(found)
+    back = pickle.loads(sent)
+    assert back.table(3, tokens=[7]) == found.table(3, tokens=[7])
+    assert back.changed() == found.changed() and repr(back) == repr(found)
+    assert back.token_text(39) == "w39"
+    alone = pickle.dumps(model.intervene(tiny.PROMPT, changes[3]))
+    assert len(sent) <= 1.1 * len(alone)  # not the logits of the batch it was part of
 
 
 def test_held_layers_do_not_count_as_changed():

@@ -10,7 +10,7 @@ import torch
 
 import circuit_tracer as ct
 from circuit_tracer.errors import InputError, TranscoderError
-from circuit_tracer.estimate import resolve_limit
+from circuit_tracer.estimate import rehearse
 from circuit_tracer.notes import describe
 from circuit_tracer.targets import choose
 from circuit_tracer.tracing import estimate_trace, page_circuit
@@ -86,11 +86,11 @@ def test_auto_is_everything_where_that_is_quick_and_a_limit_where_it_is_not(mode
     forward = model.run(tiny.PROMPT)
     local, named = model.localise(forward), choose(model, forward, [3, 4, 5])
     active = len(local.features)
-    assert resolve_limit(local, named, "auto") == active
-    assert resolve_limit(local, named, None) == active
-    assert resolve_limit(local, named, 4) == 4
+    assert rehearse(local, named).resolve("auto") == active
+    assert rehearse(local, named).resolve(None) == active
+    assert rehearse(local, named).resolve(4) == 4
     monkeypatch.setattr("circuit_tracer.estimate.AUTO_SECONDS", 1e-12)
-    assert 1 <= resolve_limit(local, named, "auto") < active
+    assert 1 <= rehearse(local, named).resolve("auto") < active
 
 
 def test_an_estimate_counts_what_a_run_then_does(model):

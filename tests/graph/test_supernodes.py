@@ -220,8 +220,8 @@ class Decoders:
     def decoders(self):
         return (self.rows,)
 
-    def decoder_rows(self, layer, written, features, dtype):
-        return self.rows[features].to(dtype)
+    def decoder_rows(self, layer, written, features):
+        return self.rows[features]
 
 
 class Model:

@@ -12,6 +12,7 @@ import tiny
 import torch
 from click.testing import CliRunner
 
+from circuit_tracer import doctor
 from circuit_tracer.cli.main import main
 from circuit_tracer.errors import InputError, ModelError, TranscoderError
 from circuit_tracer.loading import load
@@ -301,3 +302,14 @@ def test_the_doctor_holds_a_model_against_what_tracing_takes_it_to_be(case):
     bad = CliRunner().invoke(main, ["doctor", "--model", str(case / "model")])
     assert bad.exit_code == 1
     assert "cannot be traced" in bad.stdout and "no config.json" in bad.stdout
+
+
+@pytest.mark.parametrize("place", ["cpu", "disk"])
+def test_the_doctor_finds_the_same_of_an_offloaded_model(case, place):
+    found = doctor.examine_model(str(case / "model"))
+    assert len(found) > 5 and doctor.examine_model(str(case / "model"), place) == found
+
+
+def test_the_doctor_does_not_offload_what_it_does_not_load():
+    result = CliRunner().invoke(main, ["doctor", "--offload", "cpu"])
+    assert result.exit_code == 2 and "give --model too" in result.output

@@ -51,6 +51,16 @@ def test_a_set_is_made_said_and_traced(folder, text, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
+def test_an_offloaded_model_makes_the_same_set(folder, text, tmp_path):
+    made = []
+    for more in ([], ["--offload", "disk"]):
+        out = tmp_path / f"set{len(made)}"
+        result = run("--model", folder, "--text", text, "-o", out, *SMALL, *more)
+        assert result.exit_code == 0, result.output
+        made.append([path.read_bytes() for path in sorted(out.glob("*.safetensors"))])
+    assert made[0] and made[0] == made[1]
+
+
 @pytest.mark.parametrize(
     "arguments, status, says",
     [
