@@ -51,15 +51,24 @@ class Part:
     sources: Array
     values: Float[Tensor, "target source"]
 
+    def counts(self, places: Array) -> Array:
+        """(targets,) how many of some places are in each row."""
+        ends = np.arange(1, len(self.targets) + 1) * len(self.sources)
+        counts = places.searchsorted(ends)
+        counts[1:] -= counts[:-1].copy()
+        return counts
+
     def write(self, places: Array, targets: Array, sources: Array, weights: Array) -> None:
-        """Put the edges at some places, of all entries row by row, into other memory.
+        """Put the edges at some places into other memory.
 
         Args:
+            places: among all entries row by row, ascending.
             weights: for the bits of their values (`bits`).
         """
-        rows = places // len(self.sources)
-        self.targets.take(rows, out=targets, mode="clip")
-        self.sources.take(places - rows * len(self.sources), out=sources, mode="clip")
+        counts, width = self.counts(places), len(self.sources)
+        targets[:] = self.targets.repeat(counts)
+        columns = places - np.arange(0, len(counts) * width, width).repeat(counts)
+        self.sources.take(columns, out=sources, mode="clip")
         bits(self.values).reshape(-1).take(places, out=weights, mode="clip")
 
 
@@ -86,10 +95,9 @@ class Piece:
             some = bits(self.values.some(torch.from_numpy(self.rows)))
         else:
             some = bits(self.values).take(self.rows, axis=0)
-        if self.inside is None:
-            some.take(self.columns, axis=1, out=room, mode="clip")
-        else:
-            np.multiply(some.take(self.columns, axis=1, mode="clip"), self.inside, out=room)
+        some.take(self.columns, axis=1, out=room, mode="clip")
+        if self.inside is not None:
+            room &= -self.inside.astype(room.dtype)  # all bits, or none
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +114,6 @@ class Joint:
     @property
     def size(self) -> int:
         return self.height * len(self.sources)
-
-    def takes(self, rows: Array) -> bool:
-        return (self.height + len(rows)) * len(self.sources) <= JOINED
 
     @property
     def dtype(self) -> torch.dtype:
@@ -138,11 +143,11 @@ class Cut:
     def __init__(self, whole: Whole, nodes: Array, dtype: torch.dtype) -> None:
         self.whole, self.nodes, self.dtype = whole, nodes, dtype
         self.held: list[Part] | None = None
-        held, size = [], 0
+        held, self.size = [], 0
         for part in self._gathered():
             held.append(part)
-            size += part.values.numel() + 2 * len(part.sources)
-            if size > HELD:
+            self.size += part.values.numel() + 2 * len(part.sources)
+            if self.size > HELD:
                 return
         self.held = held
 
@@ -220,22 +225,23 @@ class _Cone:
         return cls(sources, positions, runs, within)
 
     def upto(self, position: int) -> _Cone:
-        here = self.positions <= position
+        here = (self.positions <= position).nonzero()[0]
         return _Cone(self.sources[here], self.positions[here], self.runs[here], self.within[here])
 
 
 def _joined(index: NodeIndex, cone: _Cone, blocks: list[Block], nodes: Array) -> Iterator[Joint]:
     """What is left of the blocks of one layer, positions descending."""
     runs = index.runs(blocks[0].layer, [block.position for block in blocks])
-    joint, here = Joint(cone.sources[:0], []), cone
+    joint, here, height = Joint(cone.sources[:0], []), cone, 0
     for block, starts in zip(blocks, runs, strict=True):
         targets = block.rows.numpy()
         rows = _among(targets, nodes)
-        if joint.pieces and not joint.takes(rows):
+        height += len(rows)
+        if joint.pieces and height * len(joint.sources) > JOINED:
             yield joint
             joint = Joint(joint.sources, [])
         if not joint.pieces:
-            here = cone.upto(block.position)
+            here, height = cone.upto(block.position), len(rows)
             joint = Joint(here.sources, [])
         if len(rows) and len(here.sources):
             inside = here.positions <= block.position if joint.pieces else None

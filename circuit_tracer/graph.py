@@ -10,25 +10,30 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
-from typing import overload
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
+from typing import cast, overload
 
+import numpy as np
 import torch
 
 from circuit_tracer import files, graph_file
 from circuit_tracer.card import Faithfulness
 from circuit_tracer.circuit import Circuit
+from circuit_tracer.description import Describer
 from circuit_tracer.edges import EdgeRows
 from circuit_tracer.errors import InputError
 from circuit_tracer.facts import FeatureNote, Lookup, Provenance, Target
 from circuit_tracer.file_kind import file_kind
 from circuit_tracer.influence import Flow, Scores, cumulative, flow, scores
-from circuit_tracer.nodes import Node, NodeIndex, Place, node_id
+from circuit_tracer.nodes import Node, NodeIndex, node_id
 from circuit_tracer.prune import EDGES, NODES, Kept, prune
 from circuit_tracer.shapes import Bool, Float, Int, Tensor
 
 __all__ = ["FeatureNote", "Graph", "Provenance", "Target"]
+
+CACHED = 2**13
+"""Ends of edges that are renumbered at a time (64 KiB)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,10 +179,9 @@ class Graph:
         max_edges: int | None = None,
     ) -> Circuit:
         """The part worth looking at; arguments and errors as in `circuit_tracer.prune.prune`."""
+        found = self.influence
         return self._circuit(
-            prune(
-                self.edges, self.weights, nodes, edges, max_nodes, max_edges, found=self.influence
-            )
+            prune(self.edges, self.weights, nodes, edges, max_nodes, max_edges, found)
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -306,29 +310,28 @@ class Graph:
         return f"Graph({self.provenance.prompt!r}: {sizes})"
 
     def _circuit(self, kept: Kept) -> Circuit:
-        """The circuit of what pruning kept."""
-        index = self.index
-        targets, sources, weights = kept.edges
-        renumber = kept.nodes.cumsum(0) - 1
-        shares = self.flow.shares(kept.edges)
+        """The circuit of what pruning kept, whose edges are used up.
+
+        What can be worked out without the rows is left until somebody asks; the circuit does not
+        keep the rows from being freed.
+        """
+        index, edges, rows = self.index, kept.edges, kept.nodes.nonzero()[:, 0]
+        for ends in (edges.targets, edges.sources):
+            _renumber(ends, kept.nodes)
+        no_rows = replace(self.edges, blocks=())
+        describer = replace(self._describer, notes=dict(self.notes))  # as they are now
         return Circuit(
-            nodes=self._described(kept.nodes.nonzero()[:, 0]),
-            sources=renumber.index_select(0, sources),
-            targets=renumber.index_select(0, targets),
-            weights=weights,
-            shares=shares,
+            nodes=cast("tuple[Node, ...]", partial(describer.nodes, rows, self.influence[rows])),
+            sources=edges.sources,
+            targets=edges.targets,
+            weights=edges.weights,
+            shares=cast("Tensor", partial(self.flow.shares, edges, rows)),
             tokens=self.tokens,
             provenance=self.provenance,
-            scores=scores(self.edges, self.weights, kept.edges, self.flow, shares),
+            scores=cast("Scores", partial(scores, no_rows, self.weights, edges, self.flow, rows)),
             graph_scores=self.scores,
             closure_error=self.closure_error,
-            target_weights=dict(
-                zip(
-                    (self.nodes[index.target_row(k)].id for k in range(index.n_targets)),
-                    self.weights.tolist(),
-                    strict=True,
-                )
-            ),
+            target_weights=dict(zip(self._target_rows, self.weights.tolist(), strict=True)),
             thresholds={
                 "node_threshold": kept.node_threshold,
                 "edge_threshold": kept.edge_threshold,
@@ -345,24 +348,13 @@ class Graph:
         )
 
     @cached_property
-    def _target_ids(self) -> tuple[int, ...]:
-        """Feature numbers of the targets: token ids, or -1 - k where none is free to use."""
-        seen: set[tuple[int, int]] = set()
-        numbers = []
-        for k, target in enumerate(self.targets):
-            number = -1 - k if target.token_id is None else target.token_id
-            if (number, target.position) in seen:
-                number = -1 - k
-            seen.add((number, target.position))
-            numbers.append(number)
-        return tuple(numbers)
-
-    @cached_property
     def _target_rows(self) -> dict[str, int]:
         index = self.index
         return {
             node_id("logit", index.n_layers, target.position, number): index.target_row(k)
-            for k, (target, number) in enumerate(zip(self.targets, self._target_ids, strict=True))
+            for k, (target, number) in enumerate(
+                zip(self.targets, self._describer.target_ids, strict=True)
+            )
         }
 
     def _source_row(self, name: str) -> int | None:
@@ -380,43 +372,14 @@ class Graph:
             return index.error_row(layer, position)
         return index.feature_row(layer, position, feature)
 
-    def _described(self, rows: Int[Tensor, " some"]) -> tuple[Node, ...]:
-        activations = iter(self.activations[rows[rows < self.index.n_features]].tolist())
-        return tuple(
-            self._node(place, influence, next(activations) if place[0] == "feature" else None)
-            for place, influence in zip(
-                self.index.locate_all(rows), self.influence[rows].tolist(), strict=True
-            )
+    @cached_property
+    def _describer(self) -> Describer:
+        return Describer(
+            self.index, self.activations, self.targets, self.tokens, self.token_ids, self.notes
         )
 
-    def _node(self, place: Place, influence: float, activation: float | None) -> Node:
-        kind, layer, position, feature = place
-        token, probability = self.tokens[position], None
-        if kind == "feature":
-            if activation != activation:
-                activation = None
-            note = self.notes.get((layer, feature))
-            label = note.label if note is not None and note.label else f"L{layer}#{feature}"
-        elif kind == "error":
-            label = f"error L{layer} @{position}"
-        elif kind == "embedding":
-            feature, label = self.token_ids[position], token
-        else:
-            target, feature = self.targets[feature], self._target_ids[feature]
-            token, probability = target.label, target.probability
-            label = token if target.token_id is None else f'Output "{token}"'
-        return Node(
-            id=node_id(kind, layer, position, feature),
-            kind=kind,
-            layer=layer,
-            position=position,
-            feature=feature,
-            token=token,
-            activation=activation,
-            influence=influence,
-            label=label,
-            probability=probability,
-        )
+    def _described(self, rows: Int[Tensor, " some"]) -> tuple[Node, ...]:
+        return self._describer.nodes(rows, self.influence[rows])
 
 
 class Nodes(Sequence[Node]):
@@ -442,3 +405,11 @@ class Nodes(Sequence[Node]):
 
     def __repr__(self) -> str:
         return f"<{len(self):,} nodes>"
+
+
+def _renumber(rows: Int[Tensor, " end"], kept: Bool[Tensor, " node"]) -> None:
+    """Make of rows their places among those kept, in place: fresh memory is slow."""
+    places, room = kept.cumsum(0).sub_(1).numpy(), np.empty(CACHED, dtype=np.int64)
+    for start in range(0, len(rows), CACHED):
+        some = rows.numpy()[start : start + CACHED]
+        some[:] = places.take(some, out=room[: len(some)], mode="clip")

@@ -109,11 +109,19 @@ class Flow:
     dropped: Float[Tensor, " layer"]
     n_edges: int
 
-    def shares(self, edges: Edges) -> Float[Tensor, " edge"]:
-        """|weight| over the absolute sum of the target's row, float64."""
-        sums = self.absolute.numpy().take(edges.targets.numpy())
-        np.divide(plain(edges.weights), sums, out=sums)  # torch would convert the weights first
-        return torch.from_numpy(np.abs(sums, out=sums))
+    def shares(
+        self, edges: Edges, nodes: Int[Tensor, " some"] | None = None
+    ) -> Float[Tensor, " edge"]:
+        """|weight| over the absolute sum of the target's row, float64.
+
+        Args:
+            nodes: the rows that the ends of the edges are places among; default all.
+        """
+        absolute = self.absolute if nodes is None else self.absolute[nodes]
+        shares = np.empty(len(edges.weights))  # and never another as long: fresh memory is slow
+        absolute.numpy().take(edges.targets.numpy(), out=shares, mode="clip")
+        np.divide(plain(edges.weights), shares, out=shares)
+        return torch.from_numpy(np.abs(shares, out=shares))
 
 
 def flow(rows: EdgeRows, weights: Float[Tensor, " target"]) -> Flow:
@@ -134,11 +142,12 @@ def flow(rows: EdgeRows, weights: Float[Tensor, " target"]) -> Flow:
         together = list(group)
         start, stop = stop, stop + sum(block.shape[0] for block in together)
         own, parts = mass.take(row.numpy()[start:stop]), by_layer[start:stop]
-        _fill_dropped(together, parts)
+        sparse = _fill_dropped(together, parts)
         whole = parts.sum(1, out=sums[start:stop])
         runs, count = _pass_on(index, together, own, whole, mass, room)
         n_edges += count
-        dropped += (own / np.maximum(whole, LEAST)) @ parts
+        if sparse:
+            dropped += (own / np.maximum(whole, LEAST)) @ parts
         parts[:, :layer] += runs[:, :layer] + runs[:, layer:-1]
         parts[:, 0] += runs[:, -1]
     mass[index.first_target :] = 0.0
@@ -158,7 +167,7 @@ def scores(
     weights: Float[Tensor, " target"],
     shown: Edges | None = None,
     found: Flow | None = None,
-    shares: Float[Tensor, " edge"] | None = None,
+    nodes: Int[Tensor, " some"] | None = None,
 ) -> Scores:
     """Scores of the full graph, or of a pruned one.
 
@@ -166,15 +175,14 @@ def scores(
         shown: the edges kept (`Kept.edges`). All other mass is merged into the error at its
             source's layer and position; that of a pruned edge from an embedding into the error of
             layer 0.
-        found: the `flow` of all rows, where it is known already.
-        shares: of the edges kept (`Flow.shares`), where they are known already.
+        found: the `flow` of all rows, where it is known already; then no row is read.
+        nodes: the rows that the ends of the edges kept are places among; default all.
     """
     index = rows.index
     found = flow(rows, weights) if found is None else found
     arriving, hidden = found.arriving, found.dropped
     if shown is not None:
-        shares = found.shares(shown) if shares is None else shares
-        arriving, hidden = _along(shown, shares, index, _own(rows, weights), found)
+        arriving, hidden = _along(shown, nodes, index, _own(rows, weights), found)
     features, total_hidden = arriving[: index.n_features], float(hidden.sum())
     embeddings = float(arriving[index.first_embedding : index.first_target].sum())
     stopped = float(features[found.absolute[: index.n_features] == 0].sum())
@@ -228,8 +236,8 @@ def strips(block: Block, room: Array | None = None) -> Iterator[tuple[slice, Arr
 
 
 def plain(values: Float[Tensor, "..."]) -> Array:
-    """As numpy holds them, which knows no bfloat16."""
-    return (values.float() if values.dtype == torch.bfloat16 else values).cpu().numpy()
+    """As numpy holds them, which knows no bfloat16 and is slow with halves."""
+    return (values.float() if values.element_size() < 4 else values).cpu().numpy()
 
 
 def _own(rows: EdgeRows, weights: Float[Tensor, " target"]) -> Float[Tensor, " node"]:
@@ -245,13 +253,15 @@ def _own(rows: EdgeRows, weights: Float[Tensor, " target"]) -> Float[Tensor, " n
     return own
 
 
-def _fill_dropped(blocks: list[Block], parts: Array) -> None:
-    """Put what was dropped of the rows of some blocks, by layer, where there is zero."""
-    stop = 0
-    for block in blocks:
+def _fill_dropped(blocks: list[Block], parts: Array) -> bool:
+    """Put what was dropped of the rows of some blocks, by layer, where there is zero; whether
+    anything may have been."""
+    sparse, stop = any(isinstance(block, SparseBlock) for block in blocks), 0
+    for block in blocks if sparse else ():
         start, stop = stop, stop + block.shape[0]
         if isinstance(block, SparseBlock):
             parts[start:stop] = block.dropped.numpy()
+    return sparse
 
 
 def _pass_on(
@@ -273,14 +283,15 @@ def _pass_on(
     runs = index.runs(layer, [block.position for block in blocks])
     parts, empty = np.empty((len(own), 2 * layer + 1)), runs[:, 1:] == runs[:, :-1]
     sources = _Sources(index, layer, mass)
-    for block, starts, lacking in zip(blocks, runs[:, :-1], empty, strict=True):
+    lacking = empty.any(1).tolist()
+    for number, (block, starts) in enumerate(zip(blocks, runs[:, :-1], strict=True)):
         sent = room[:0]
         for span, absolute in strips(block, room):
             start, stop = stop, stop + len(absolute)
             n_edges += _count(absolute)
             here = np.add.reduceat(absolute, starts, axis=1, out=parts[start:stop])
-            if lacking.any():
-                here[:, lacking] = 0.0  # where `reduceat` has put the entry that follows
+            if lacking[number]:
+                here[:, empty[number]] = 0.0  # where `reduceat` has put the entry that follows
             whole = sums[start:stop]
             whole += np.add.reduce(here, 1)
             per_unit = own[start:stop] / np.maximum(whole, LEAST)
@@ -322,7 +333,7 @@ def _count(absolute: Array) -> int:
 
 def _along(
     shown: Edges,
-    shares: Float[Tensor, " edge"],
+    nodes: Int[Tensor, " some"] | None,
     index: NodeIndex,
     own: Float[Tensor, " node"],
     full: Flow,
@@ -331,12 +342,20 @@ def _along(
 
     The edges stand in the order of their targets, so those of each layer are one run.
     """
+    nodes = torch.arange(len(index)) if nodes is None else nodes
     firsts = [index.feature_rows(layer).start for layer in range(index.n_layers)]
-    found = torch.searchsorted(shown.targets, torch.tensor([*firsts, index.first_target])).tolist()
-    mass = own.clone()
-    for start, stop in reversed([*zip(found, [*found[1:], len(shares)], strict=True)]):
-        passed = mass.index_select(0, shown.targets[start:stop]).mul_(shares[start:stop])
-        mass.scatter_add_(0, shown.sources[start:stop], passed)
+    targets, sources = shown.targets.numpy(), shown.sources.numpy()
+    shares = full.shares(shown, nodes).numpy()
+    places = nodes.numpy().searchsorted([*firsts, index.first_target])
+    starts = targets.searchsorted(places).tolist()
+    runs = [*zip(starts, [*starts[1:], len(targets)], strict=True)]
+    room = np.empty(max(stop - start for start, stop in runs))
+    found = own[nodes].numpy()
+    for start, stop in reversed(runs):
+        passed = found.take(targets[start:stop], out=room[: stop - start], mode="clip")
+        passed *= shares[start:stop]
+        found += np.bincount(sources[start:stop], passed, len(found))
+    mass = own.index_copy(0, nodes, torch.from_numpy(found))
     per_unit = mass.index_select(0, full.rows)
     per_unit /= full.absolute.index_select(0, full.rows).clamp_(min=LEAST)
     sent, mass = per_unit @ full.by_layer, mass - own

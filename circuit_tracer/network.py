@@ -80,6 +80,8 @@ class Path:
 class Network:
     """What a circuit holds.
 
+    `nodes`, `shares` and `scores` may be given as what makes them (`Later`).
+
     Attributes:
         nodes: in graph order, with their influence in the full graph.
         sources, targets: (n_edges,) places in `nodes`.
@@ -214,3 +216,29 @@ class Network:
         nodes = [self.nodes[self.wiring.sources[edge]] for edge in edges]
         weights = tuple(self._weights[edge] for edge in edges)
         return Path((*nodes, self.nodes[end]), weights, share, share / everything)
+
+
+class Later:
+    """A field that may be given as what makes it, called without arguments when it is first read.
+
+    To whoever reads it, it is a field like any other. It is put on a class after `dataclass` has
+    seen the field, so that neither that nor a checker of types takes it for a default.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, one: object | None, owner: type) -> Any:
+        if one is None:
+            return self
+        fields = vars(one)
+        if callable(fields[self.name]):
+            fields[self.name] = fields[self.name]()
+        return fields[self.name]
+
+    def __set__(self, one: object, value: Any) -> None:
+        vars(one)[self.name] = value
+
+
+for _name in ("nodes", "shares", "scores"):
+    setattr(Network, _name, Later(_name))

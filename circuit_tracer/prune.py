@@ -12,27 +12,30 @@ like everything pruned its mass is merged into the error of its layer and positi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 
-from circuit_tracer.cut import LARGEST, Cut, Part, Whole, between, bits
+from circuit_tracer.cut import LARGEST, Cut, Part, Whole, between
 from circuit_tracer.edges import EdgeRows
 from circuit_tracer.errors import InputError
 from circuit_tracer.influence import LEAST, Array, Edges, influence, plain
 from circuit_tracer.shapes import Bool, Float, Int, Tensor
-from circuit_tracer.threshold import bracketed, cutoff
+from circuit_tracer.threshold import Above, about, cutoff
 
 NODES = 0.8
 EDGES = 0.98
-SMALLEST = 5e-324
-"""The smallest score that is not zero."""
 TIED = 1 - 1e-12
 """Scores this near a threshold have reached it. What passes along the only edge into a node and
 along the only one out of it is the same, but not to the last bit."""
+
+SAMPLE, NEAR = 2**15, 1.05
+"""Edges of a sample, and how near to their threshold its own is thought to lie."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,14 +120,14 @@ def prune(
 
 def _ranked(rows: EdgeRows, found: Float[Tensor, " node"], share: float) -> Int[Tensor, " node"]:
     """Expanded features and errors above the threshold on nodes, most influential first."""
-    index, threshold = rows.index, TIED * cutoff(lambda: [found], share)
-    inner = found[: index.first_embedding]
+    index, threshold = rows.index, TIED * cutoff(found.numpy(), share)
+    inner = found.numpy()[: index.first_embedding]
     good = (inner >= threshold) & (inner > 0)
-    expanded = torch.zeros(len(index), dtype=torch.bool)
-    expanded[rows.rows] = True
-    good[: index.n_features] &= expanded[: index.n_features]
-    chosen = _places(good)
-    return chosen[inner[chosen].argsort(descending=True, stable=True)]
+    expanded = np.zeros(index.n_features, dtype=bool)
+    expanded[rows.rows.numpy()[: np.searchsorted(rows.rows.numpy(), index.n_features)]] = True
+    good[: index.n_features] &= expanded
+    chosen = good.nonzero()[0]
+    return torch.from_numpy(chosen[(-inner[chosen]).argsort(kind="stable")])
 
 
 def _largest(
@@ -158,67 +161,119 @@ def _strong(
     share: float,
     max_edges: int | None,
 ) -> Edges:
-    """The edges of a cut along which the most influence passes, renormalised to it."""
+    """The edges of a cut along which the most influence passes, renormalised to it.
+
+    A sample of the scores says about where their threshold lies. Whether it was right is checked:
+    what is kept does not depend on it. Passing over the cut once more takes less time than holding
+    what the pass before has found: fresh memory is slow.
+    """
     mass, per_unit = np.zeros((2, len(rows.index)))
     mass[rows.index.first_target :] = weights.numpy()
-    bracket = bracketed(_passing(cut, mass, per_unit), share, max_edges)
-    low, picked, undecided = max(TIED * bracket.low, bracket.capped, SMALLEST), [], []
-    for part, scores in _magnitudes(cut):
-        scores *= per_unit.take(part.targets)[:, None]
-        places = (scores.reshape(-1) >= low).nonzero()[0]
-        found = scores.take(places)
-        some = (found < bracket.high).nonzero()[0]
-        picked.append(places)
-        undecided.append((some, found[some]))
-    if bracket.capped <= bracket.low:
-        low = TIED * bracket.settle(
-            torch.from_numpy(np.concatenate([mass[:0], *(s for _, s in undecided)]))
-        )
-        for number, (some, found) in enumerate(undecided):
-            picked[number] = np.delete(picked[number], some[found < low])
-    return _strongest(_written(cut, picked), per_unit, max_edges)
+    every, most = max(1, cut.size // SAMPLE), math.inf if max_edges is None else max_edges
+    sample, total = _passed(cut, mass, per_unit, every)
+    guess = about(sample, every, share, total, most)
+    low, count = _from(cut, per_unit, share * total if share < 1 else math.inf, most, guess)
+    edges = _written(cut, _least(low, per_unit, cut.dtype), count)
+    return _strongest(edges, per_unit, max_edges)
 
 
-def _magnitudes(cut: Cut) -> Iterator[tuple[Part, Array]]:
-    """Parts of a cut with their |values| in float64, which those of the next overwrite."""
-    room = np.empty(LARGEST)
-    for part in cut.parts():
-        size = part.values.numel()
-        if size > len(room):
-            room = np.empty(size)
-        absolute = room[:size].reshape(part.values.shape)
-        yield part, np.abs(plain(part.values), out=absolute)
+def _from(cut: Cut, per_unit: Array, wanted: float, most: float, guess: float) -> tuple[float, int]:
+    """From which score up edges are kept, and how many there are at most.
+
+    Args:
+        wanted: what the scores are to sum to.
+        most: how many are enough, whatever they sum to.
+        guess: about where that is.
+    """
+    for low in (guess / NEAR, guess / NEAR**20, 0.0):
+        found = _above(cut, per_unit, TIED * low, NEAR * guess)
+        if not found.hold(wanted):
+            found = _above(cut, per_unit, TIED * low, math.inf)
+        score = found.reaching(wanted)
+        if score >= low or found.count >= most:
+            break
+    return TIED * max(score, low), found.count
 
 
-def _passing(cut: Cut, mass: Array, per_unit: Array) -> Iterator[Float[Tensor, " entry"]]:
-    """What passes along the edges of a cut, renormalised to it, a part at a time.
+def _passed(cut: Cut, mass: Array, per_unit: Array, every: int) -> tuple[Array, float]:
+    """Let what the targets of a cut count for pass along its edges, renormalised to it.
 
     Args:
         mass: (n_nodes,) what each node counts by itself; what arrives is added.
         per_unit: (n_nodes,) where is put what passes along an edge of each target by its |value|.
+        every: of how many edges to return one.
+
+    Returns:
+        What passes along some edges, and along all together.
     """
-    for part, scores in _magnitudes(cut):
-        factors = mass.take(part.targets) / np.maximum(scores.sum(1), LEAST)
-        mass[part.sources] += np.einsum("t,ts->s", factors, scores)
+    sample, total = [mass[:0]], 0.0
+    for number, (part, absolute) in enumerate(_magnitudes(cut, np.dtype(np.float64))):
+        sums = np.add.reduce(absolute, 1)
+        factors = mass.take(part.targets) / np.maximum(sums, LEAST)
+        total += float((factors * sums).sum())
+        mass[part.sources] += np.einsum("t,ts->s", factors, absolute)
         per_unit[part.targets] = factors
-        scores *= factors[:, None]
-        yield torch.from_numpy(scores)
+        sample.append((absolute[:, number % every :: every] * factors[:, None]).reshape(-1))
+    return np.concatenate(sample), total
 
 
-def _written(cut: Cut, picked: list[Array]) -> Edges:
-    """The edges at some places of each part, by target and source."""
-    stop = sum(map(len, picked))
-    ends, weights = np.empty((2, stop), dtype=np.int64), torch.empty(stop, dtype=cut.dtype)
-    columns = *ends, bits(weights)
-    for part, places in zip(cut.parts(), picked, strict=True):
-        start = stop - len(places)
+def _above(cut: Cut, per_unit: Array, low: float, high: float) -> Above:
+    """The scores above zero from one up; those from a higher one up are added, not held."""
+    count, total, held = 0, 0.0, [per_unit[:0]]
+    least = _least(low, per_unit, cut.dtype)
+    for part, absolute in _magnitudes(cut):
+        places = (absolute >= least.take(part.targets)[:, None]).reshape(-1).nonzero()[0]
+        scores = per_unit.take(part.targets).repeat(part.counts(places))
+        scores *= absolute.reshape(-1).take(places)
+        count, total = count + len(scores), total + float(scores.sum())
+        held.append(scores[scores < high])
+    return Above(count, total, np.concatenate(held))
+
+
+def _magnitudes(cut: Cut, dtype: np.dtype[Any] | None = None) -> Iterator[tuple[Part, Array]]:
+    """Parts of a cut with their |values|, of their own type or another, which those of the next
+    overwrite."""
+    room = np.empty(0)
+    for part in cut.parts():
+        values = plain(part.values)
+        if len(room) < values.size:
+            room = np.empty(max(LARGEST, values.size), dtype or values.dtype)
+        yield part, np.abs(values, out=room[: values.size].reshape(values.shape))
+
+
+def _least(score: float, per_unit: Array, dtype: torch.dtype) -> Array:
+    """(n_nodes,) the least |value| above zero, of the edges' own type, with which an edge of each
+    target has a score: comparing with it picks edges without scoring them."""
+    kind = plain(torch.empty(0, dtype=dtype)).dtype
+    zero, one, infinity = np.array([0, 1, np.inf], kind)
+    with np.errstate(all="ignore"):
+        exact = score / per_unit
+        rounded = exact.astype(kind)
+        least = np.where(rounded < exact, np.nextafter(rounded, infinity), rounded)
+    return np.maximum(least, np.nextafter(zero, one))
+
+
+def _written(cut: Cut, least: Array, most: int) -> Edges:
+    """The edges of a cut from some |value| of each target up, by target and source.
+
+    Args:
+        most: there are no more.
+    """
+    room = np.empty(most * (16 + cut.dtype.itemsize), dtype=np.uint8)  # one piece: large pages
+    targets, sources = room[: 16 * most].view(np.int64).reshape(2, most)
+    raw = room[16 * most :].view(f"i{cut.dtype.itemsize}")
+    columns, start, order = (targets, sources, raw), most, []
+    for part, absolute in _magnitudes(cut):
+        places = (absolute >= least.take(part.targets)[:, None]).reshape(-1).nonzero()[0]
+        start, stop = start - len(places), start
         part.write(places, *(column[start:stop] for column in columns))
-        stop = start
-    targets, sources = torch.from_numpy(ends)
-    if (targets[1:] < targets[:-1]).any():  # targets at several positions take turns
-        order = targets.argsort(stable=True)
-        targets, sources, weights = (a[order] for a in (targets, sources, weights))
-    return Edges(targets, sources, weights)
+        order.append(part.targets)
+    ends = torch.from_numpy(targets[start:]), torch.from_numpy(sources[start:])
+    weights = torch.from_numpy(raw[start:]).view(cut.dtype)
+    edges, rows = Edges(*ends, weights), np.concatenate([targets[:0], *order[::-1]])
+    if (rows[1:] < rows[:-1]).any():  # targets at several positions take turns
+        return _at(edges, edges.targets.argsort(stable=True))
+    return edges
 
 
 def _strongest(edges: Edges, per_unit: Array, most: int | None) -> Edges:
@@ -231,11 +286,10 @@ def _strongest(edges: Edges, per_unit: Array, most: int | None) -> Edges:
 
 def _connected(rows: EdgeRows, nodes: Bool[Tensor, " node"], edges: Edges) -> _Outcome:
     """Drop nodes without an edge on the side they need, and their edges, until nothing changes."""
-    index = rows.index
+    index, every = rows.index, np.arange(len(rows.index) + 1)
     while True:
-        gives, takes = torch.zeros(2, len(index), dtype=torch.bool)
-        gives.numpy()[edges.sources.numpy()] = True
-        takes[edges.targets.unique_consecutive()] = True
+        gives = torch.from_numpy(np.bincount(edges.sources.numpy(), minlength=len(index)) > 0)
+        takes = torch.from_numpy(np.diff(edges.targets.numpy().searchsorted(every)) > 0)
         gives[index.first_embedding :] = True
         takes[index.first_error :] = True
         left = nodes & gives & takes
@@ -243,13 +297,12 @@ def _connected(rows: EdgeRows, nodes: Bool[Tensor, " node"], edges: Edges) -> _O
             return nodes, edges
         nodes = left
         ends = nodes.index_select(0, edges.sources), nodes.index_select(0, edges.targets)
-        edges = _at(edges, _places(ends[0] & ends[1]))
+        among = ends[0] & ends[1]
+        edges = edges if among.all() else _at(edges, _places(among))
 
 
 def _at(edges: Edges, places: Int[Tensor, " edge"]) -> Edges:
-    """Some of the edges, given their places in ascending order."""
-    if len(places) == len(edges.weights):
-        return edges
+    """Some of the edges, given their places."""
     return Edges(*(a.index_select(0, places) for a in edges))
 
 

@@ -58,3 +58,17 @@ def test_rows_that_arrive_late_are_the_same_rows(kind, limit, keep, monkeypatch)
     found = attribute(local, directions, limit, keep_edges=keep)
     assert torch.equal(found.dense(), usual.dense())
     assert torch.equal(found.residual, usual.residual)
+
+
+@pytest.mark.gpu
+def test_blocks_leave_a_gpu_while_it_works_on():
+    """As the sweep makes them: in a buffer that the next block overwrites, copied in its stream."""
+    buffer, arrived = torch.empty(1 << 20, device="cuda"), []
+    fetching = Fetching(waiting=3 << 22)
+    for number in range(20):
+        buffer.fill_(number)
+        fetching.send(buffer[number:].clone()[None], arrived.append)
+    fetching.finish()
+    assert [len(block[0]) for block in arrived] == [(1 << 20) - number for number in range(20)]
+    assert all((block == number).all() for number, block in enumerate(arrived))
+    assert not any(block.is_cuda or block.is_pinned() for block in arrived)

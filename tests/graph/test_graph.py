@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import math
-from dataclasses import replace
+import pickle
+import weakref
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 import torch
@@ -11,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from circuit_tracer.errors import InputError
-from circuit_tracer.graph import Target
+from circuit_tracer.graph import FeatureNote, Target
+from circuit_tracer.influence import scores
+from circuit_tracer.prune import prune
 
 seeds = st.integers(0, 10_000)
 
@@ -82,3 +87,38 @@ def test_the_circuit_knows_its_graph(llama):
     assert circuit.graph_scores == llama.scores
     assert circuit.thresholds["max_nodes"] == 12
     assert sum(circuit.target_weights.values()) == pytest.approx(float(llama.weights.sum()))
+
+
+def test_a_circuit_answers_later_without_the_rows(toy):
+    """What is left for later needs none of the graph's rows, and is as it would have been at once,
+    also after a pickle's journey and where the graph's notes have been filled since."""
+    graph = toy(3)
+    wanted, circuit = graph.prune(0.9, 0.9), graph.prune(0.9, 0.9)
+    nodes, shares, score = wanted.nodes, wanted.shares, wanted.scores
+    row = weakref.ref(graph.edges.blocks[0])
+    layer, _, feature = graph.index.features[0].tolist()
+    graph.notes[layer, feature] = FeatureNote("a label that came later")
+    again = pickle.loads(pickle.dumps(circuit))
+    del graph
+    gc.collect()
+    assert row() is None
+    for one in (circuit, again):
+        assert one.scores == score and torch.equal(one.shares, shares)
+        assert one.nodes == nodes and one.nodes is one.nodes and isinstance(one.nodes, tuple)
+        assert replace(one, nodes=nodes[:1]).nodes == nodes[:1]
+    with pytest.raises(FrozenInstanceError):
+        circuit.nodes = ()
+
+
+def test_shares_are_of_the_full_row_and_scores_of_what_is_shown(toy):
+    """Though a circuit counts nodes by their place in it, and pruning by their row."""
+    graph = toy(5, expanded=0.8)
+    kept = prune(graph.edges, graph.weights, 0.9, 0.9, found=graph.influence)
+    circuit = graph.prune(0.9, 0.9)
+    assert circuit.scores == scores(graph.edges, graph.weights, kept.edges)
+    dense = graph.dense().double().abs()
+    rows = torch.tensor([graph.row(node.id) for node in circuit.nodes])
+    assert torch.equal(rows[circuit.targets], kept.edges.targets)
+    assert torch.equal(rows[circuit.sources], kept.edges.sources)
+    shares = dense[kept.edges.targets, kept.edges.sources] / dense.sum(1)[kept.edges.targets]
+    assert torch.allclose(circuit.shares, shares, rtol=1e-12, atol=0)

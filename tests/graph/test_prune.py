@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from circuit_tracer import cut
 from circuit_tracer import influence as influence_module
-from circuit_tracer import threshold as threshold_module
+from circuit_tracer import prune as prune_module
 from circuit_tracer.edges import EdgeRows
 from circuit_tracer.errors import InputError
 from circuit_tracer.influence import influence, scores
 from circuit_tracer.nodes import NodeIndex
 from circuit_tracer.prune import prune
-from circuit_tracer.threshold import cutoff
+from circuit_tracer.threshold import Above, cutoff
 
 seeds = st.integers(0, 10_000)
 levels = st.sampled_from([0.0, 0.3, 0.5, 0.8, 0.95, 0.98, 1.0])
@@ -115,17 +115,30 @@ def test_the_only_edges_into_and_out_of_a_node_are_kept_together():
         assert path <= set(zip(*(a.tolist() for a in kept.edges[:2]), strict=True))
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.lists(st.integers(0, 2**20), min_size=1, max_size=60), st.floats(0, 1), st.integers(1, 7))
-def test_cutoff_is_what_a_sort_gives(numbers, share, pieces):
-    """Whole numbers, so that sums are exact in any order."""
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.integers(0, 2**20), min_size=1, max_size=60),
+    st.floats(0, 1),
+    st.lists(st.integers(0, 2**20), min_size=2, max_size=2),
+)
+def test_cutoff_is_what_a_sort_gives(numbers, share, between):
+    """Whole numbers, so that sums are exact in any order; also where few scores are held."""
     values = torch.tensor(numbers, dtype=torch.float64)
     share = round(share * 64) / 64
-    found = cutoff(lambda: values.chunk(pieces), share)
     falling = values.sort(descending=True).values
     reached = (falling.cumsum(0) < share * falling.sum()).sum()
     wanted = float(falling[min(int(reached), len(falling) - 1)])
-    assert found == (0.0 if share == 1 else wanted)
+    assert cutoff(values.numpy(), share) == (0.0 if share == 1 else wanted)
+    low, high = sorted(between)
+    some = values[values >= low].numpy()
+    above = Above(len(some), float(some.sum()), some[some < high])
+    needed = share * float(values.sum())
+    if above.total < needed:
+        assert above.reaching(needed) == 0
+    elif above.hold(needed) and len(some):
+        assert above.reaching(needed) == wanted
+    else:
+        assert wanted >= high or not len(some)
 
 
 @settings(max_examples=12, deadline=None)
@@ -133,7 +146,7 @@ def test_cutoff_is_what_a_sort_gives(numbers, share, pieces):
 def test_cutoff_of_real_numbers(seed, share):
     torch.manual_seed(seed)
     values = torch.rand(500, dtype=torch.float64) ** 9
-    assert cutoff(lambda: values.split(100), share) == threshold(values, share)
+    assert cutoff(values.numpy(), share) == threshold(values, share)
 
 
 @settings(max_examples=12, deadline=None)
@@ -193,11 +206,32 @@ def test_how_blocks_are_held_and_laid_out_changes_nothing(toy, seed, nodes, edge
     usual = prune(graph.edges, graph.weights, nodes, edges, cap, found=found)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(influence_module, "STRIP", 1)
-        patch.setattr(threshold_module, "STRIP", 1)
         patch.setattr(cut, "LARGEST", 1)
         patch.setattr(cut, "JOINED", 0)
         patch.setattr(cut, "HELD", 0)
         other = prune(graph.edges, graph.weights, nodes, edges, cap, found=found)
+    assert torch.equal(usual.nodes, other.nodes)
+    for one, same in zip(usual.edges, other.edges, strict=True):
+        assert torch.equal(one, same)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seeds,
+    levels,
+    st.sampled_from([None, 1, 7, 40]),
+    st.sampled_from([1, 5, 30]),
+    st.sampled_from([0.5, 1 + 1e-9, 3.0]),
+)
+def test_what_a_sample_says_changes_nothing(toy, seed, edges, most, sample, near):
+    """Samples that mislead, and are trusted too much."""
+    graph = toy(seed, expanded=0.8)
+    found = graph.influence
+    usual = prune(graph.edges, graph.weights, 0.95, edges, max_edges=most, found=found)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prune_module, "SAMPLE", sample)
+        patch.setattr(prune_module, "NEAR", near)
+        other = prune(graph.edges, graph.weights, 0.95, edges, max_edges=most, found=found)
     assert torch.equal(usual.nodes, other.nodes)
     for one, same in zip(usual.edges, other.edges, strict=True):
         assert torch.equal(one, same)
