@@ -309,7 +309,7 @@ class Chunk:
 
     def _add_constant(self, vectors: Float[Tensor, "position d_model"]) -> None:
         """What these vectors add to every target, as part of its bias term."""
-        self.sums[0] += self.joined.flatten(1) @ vectors[: self.span].flatten()
+        self.sums[0] += torch.bmm(vectors[: self.span, None], self.gradient)[:, 0].sum(0)
 
     def attention(self, layer: int) -> None:
         """One frozen attention step, in place: three matrix products."""
@@ -336,7 +336,7 @@ class Chunk:
         tokens, placed = self.local.forward.tokens, self.local.forward.positional
         if self.targets and not self.sweep.carries_up:
             below[:, : self.targets] += torch.bmm(tokens[: self.span, None], self.gradient)[:, 0]
-            self.sums[2] += self.joined.flatten(1) @ placed[: self.span].flatten()
+            self.sums[2] += torch.bmm(placed[: self.span, None], self.gradient)[:, 0].sum(0)
         for number, group in enumerate(self.groups):
             p, point, part = group.position, self.points[number], self.slices[number]
             if part.stop > self.targets and not self._meets(entries[number]):
