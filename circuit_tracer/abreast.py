@@ -143,7 +143,7 @@ def fits(side: Side, readouts: Sequence[Sequence[Readout]]) -> bool:
         active = starts.diff(dim=1).double()
         targets = torch.cat([active, torch.zeros(1, length)])
         targets[-1] = len(wanted)
-        each = carried.operations_of_a_target(adapter, active, 0, side.transcoders.kind == "clt")
+        each = carried.operations_of_a_target(adapter, active, None, side.transcoders.kind == "clt")
         work += float((targets * each).sum())
         entries += (index.n_features + index.n_targets) * len(index)
     written = sum(len(side.transcoders.writers(layer)) for layer in range(side.n_layers))

@@ -200,18 +200,25 @@ def elements(adapter: Adapter, features: Counts, layer: int) -> int:
 
 
 def operations_of_a_target(
-    adapter: Adapter, features: Counts, layer: int, cross_layer: bool = False
+    adapter: Adapter, features: Counts, layer: int | None, cross_layer: bool = False
 ) -> Counts:
     """Operations of the row of one target at each layer (one more for those that read after the
-    last) and position, when it meets its sources at a layer; `cross_layer` where features write,
-    and so cost a product, at every layer from their own on."""
+    last) and position.
+
+    Args:
+        layer: where it meets its sources; None where nothing is carried up.
+        cross_layer: features write, and so cost a product, at every layer from their own on.
+    """
     layers, positions = features.shape
     span, depth = torch.arange(1, positions + 1), torch.arange(layers + 1)[:, None]
     below = torch.zeros(layers + 1, positions, dtype=torch.float64)
     writing = features.cumsum(0) if cross_layer else features
     below[1:] = (writing + 1).cumsum(1).cumsum(0)  # features and errors
-    across = (below - below[layer]).clamp(min=0) + _standing_counts(features, layer).cumsum(0)
-    steps = (depth - 1 - layer).clamp(min=0)
+    if layer is None:
+        across, steps = below + span, depth
+    else:
+        across = (below - below[layer]).clamp(min=0) + _standing_counts(features, layer).cumsum(0)
+        steps = (depth - 1 - layer).clamp(min=0)
     return steps * attention_operations(adapter, span) + 2.0 * adapter.d_model * across
 
 

@@ -41,8 +41,8 @@ TRYING = 0.1
 """No more chunks are tried once that took this share of the run, and `LEAST_SECONDS`."""
 LEAST_SECONDS = 0.2
 
-PRODUCT, FEW = 1.4, 12
-GROUP, STEP, ENTRY, SENT, MOVED = 5e-4, 7e-6, 2e-8, 4e-8, 8e-9
+PRODUCT, FEW = 1.15, 2
+GROUP, STEP, ENTRY, SENT, MOVED = 5e-4, 2e-6, 1.6e-8, 1e-8, 3e-9
 """What a chunk costs, measured on one CPU: its operations at the rate of large products, times
 PRODUCT, as if it had FEW targets more than it has; and seconds for each of its groups, its layers x
 positions, edges, edges whose influence is passed on, and elements of its gradient. They weigh
@@ -307,7 +307,10 @@ class Plan:
         if meet not in self._known:
             cross_layer = self.local.transcoders.kind == "clt"
             self._known[meet] = carried.operations_of_a_target(
-                self.local.adapter, self._features, meet, cross_layer
+                self.local.adapter,
+                self._features,
+                meet if self.sweep.carries_up else None,
+                cross_layer,
             )
         return self._known[meet]
 

@@ -61,6 +61,9 @@ def test_operations_are_those_of_a_straight_run_plus_what_is_carried():
     sources = (3 + 3) + (4 + 3) + (1 + 2 + 3)
     assert own[2, 2] == step + 2 * adapter.d_model * sources
     assert carried.operations_of_carrying(adapter, features, 0) == 0
+    # With nothing carried up there is one step more, and every embedding is met once.
+    bare = carried.operations_of_a_target(adapter, features, None)
+    assert bare[2, 2] == 2 * step + 2 * adapter.d_model * ((3 + 3) + (4 + 3) + 3)
     at_one = carried.operations_of_a_target(adapter, features, 1)
     # Met at layer 1, no full step is left; features, errors and embeddings of layer 0 stand at
     # every later position.
