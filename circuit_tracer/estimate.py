@@ -305,12 +305,10 @@ class Plan:
     def _operations(self, meet: int) -> Float[Tensor, "layer position"]:
         """Operations of one target at each layer and position."""
         if meet not in self._known:
+            layer = meet if self.sweep.carries_up else None
             cross_layer = self.local.transcoders.kind == "clt"
             self._known[meet] = carried.operations_of_a_target(
-                self.local.adapter,
-                self._features,
-                meet if self.sweep.carries_up else None,
-                cross_layer,
+                self.local.adapter, self._features, layer, cross_layer
             )
         return self._known[meet]
 
