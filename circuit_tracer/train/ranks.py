@@ -16,6 +16,8 @@ A lone process is a `Ranks()`: everything here then leaves its argument as it is
 
 from __future__ import annotations
 
+import gc
+import importlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -243,7 +245,13 @@ def clipped(
 
 @contextmanager
 def joined(split: Split, device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
-    """(this process among those that torchrun started, its device); alone where it started none."""
+    """(this process among those that torchrun started, its device); alone where it started none.
+
+    A group's threads end with its last reference. One that still lets go of a tensor while Python
+    shuts down aborts the process, after its work is done. Two things kept references: PyTorch's
+    functional collectives take the group of the moment they are imported as their default, and the
+    optimiser imports them; a trainer and what wraps its network refer to each other.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE, device
         return
@@ -251,8 +259,10 @@ def joined(split: Split, device: torch.device) -> Iterator[tuple[Ranks, torch.de
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
+    importlib.import_module("torch.distributed.nn.functional")
     dist.init_process_group(backend, timeout=PATIENCE)
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size(), split), device
     finally:
+        gc.collect()
         dist.destroy_process_group()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ from circuit_tracer.train.blocks import Stream, deal
 from circuit_tracer.train.corpus import tokenised
 from circuit_tracer.train.loop import Trainer
 from circuit_tracer.train.network import Network
-from circuit_tracer.train.ranks import ALONE, Ranks
+from circuit_tracer.train.ranks import ALONE, Ranks, joined
 from circuit_tracer.train.settings import FUNCTIONS, KINDS, Settings
 from circuit_tracer.train.store import fill
 from tests import tiny
@@ -60,9 +61,10 @@ def trainer(kind, function, ranks=ALONE):
     return Trainer(net, Stream(SIZES, block, settings.batch, 0, ranks), settings)
 
 
-def one_of_two(number, folder):
+def one_of_two(number, folder, port):
     """What each process does."""
     torch.set_num_threads(1)
+    leaves_no_thread(number, port)
     dist.init_process_group("gloo", f"file://{folder}/meeting", rank=number, world_size=2)
     for kind, function, split in CASES:
         ranks = Ranks(number, 2, split)
@@ -83,6 +85,17 @@ def one_of_two(number, folder):
     dist.destroy_process_group()
 
 
+def leaves_no_thread(number, port):
+    """A thread of a group that outlives it may abort the process when Python shuts down."""
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"RANK": str(number), "WORLD_SIZE": "2"} | place
+    for split in ("batch", "features"):
+        with joined(split, torch.device("cpu")) as (ranks, _):
+            trainer("clt", "batchtopk", ranks).run(1)
+        names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+        assert not [name for name in names if "gloo" in name], split
+
+
 def blocks():
     corpus = tokenised(tiny.tokenizer(), texts(), context=32)
     return deal(adapter(), corpus, "mlp.hook_in", "hook_mlp_out", seed=0, budget=2**17)
@@ -97,7 +110,9 @@ def folder(tmp_path_factory):
             alone = trainer(kind, function)
             alone.run(HALF)
             torch.save(alone.state(), folder / f"{kind} {function}")
-    processes.start_processes(one_of_two, (folder,), nprocs=2, start_method="spawn")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    processes.start_processes(one_of_two, (folder, port), nprocs=2, start_method="spawn")
     return folder
 
 
