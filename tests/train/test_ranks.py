@@ -61,10 +61,10 @@ def trainer(kind, function, ranks=ALONE):
     return Trainer(net, Stream(SIZES, block, settings.batch, 0, ranks), settings)
 
 
-def one_of_two(number, folder, port):
+def one_of_two(number, folder, ports):
     """What each process does."""
     torch.set_num_threads(1)
-    leaves_no_thread(number, port)
+    leaves_no_thread(number, ports)
     dist.init_process_group("gloo", f"file://{folder}/meeting", rank=number, world_size=2)
     for kind, function, split in CASES:
         ranks = Ranks(number, 2, split)
@@ -85,11 +85,11 @@ def one_of_two(number, folder, port):
     dist.destroy_process_group()
 
 
-def leaves_no_thread(number, port):
+def leaves_no_thread(number, ports):
     """A thread of a group that outlives it may abort the process when Python shuts down."""
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ |= {"RANK": str(number), "WORLD_SIZE": "2"} | place
-    for split in ("batch", "features"):
+    os.environ |= {"RANK": str(number), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    for split, port in zip(("batch", "features"), ports, strict=True):
+        os.environ["MASTER_PORT"] = str(port)
         with joined(split, torch.device("cpu")) as (ranks, _):
             trainer("clt", "batchtopk", ranks).run(1)
         names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
@@ -110,9 +110,10 @@ def folder(tmp_path_factory):
             alone = trainer(kind, function)
             alone.run(HALF)
             torch.save(alone.state(), folder / f"{kind} {function}")
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    processes.start_processes(one_of_two, (folder, port), nprocs=2, start_method="spawn")
+    here = ("127.0.0.1", 0)
+    with socket.create_server(here) as one, socket.create_server(here) as other:
+        ports = one.getsockname()[1], other.getsockname()[1]
+    processes.start_processes(one_of_two, (folder, ports), nprocs=2, start_method="spawn")
     return folder
 
 
