@@ -14,7 +14,7 @@
 
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: help demo setup check test test-old bench bench-gpu docs bundled wheel clean
+.PHONY: help demo setup setup-old check test test-old bench bench-gpu docs bundled wheel clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -57,6 +57,8 @@ demo: $(VENV)/.runtime
 
 setup: $(VENV)/.dev
 
+setup-old: $(VENV_OLD)/.dev
+
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -67,7 +69,7 @@ check: setup
 test: setup
 	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST)
 
-test-old: $(VENV_OLD)/.dev
+test-old: setup-old
 	$(VENV_OLD)/bin/python -m pytest $(PARALLEL) $(OLD_TESTS) $(PYTEST)
 
 bench: setup
