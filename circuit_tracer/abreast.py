@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from circuit_kernels.choice import Choice, kernel
+from circuit_kernels.precision import as_exact_as
 from circuit_tracer import carried, memory
 from circuit_tracer.edges import EdgeRows, RowBlock
 from circuit_tracer.estimate import AUTO_SECONDS, CERTAIN, matrix_rate
@@ -182,7 +183,7 @@ def attribute_abreast(
     Args:
         readouts: what to explain of each.
     """
-    with torch.no_grad():
+    with torch.no_grad(), as_exact_as(side.adapter.model.dtype, side.errors.device):
         return _Abreast(side, readouts, kernels).rows()
 
 

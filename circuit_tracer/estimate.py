@@ -342,7 +342,8 @@ class Plan:
             at = int(torch.searchsorted(weights.cumsum(0), mark * weights.sum()))
             number = min(at, len(chunks) - 1)
             if number not in found:
-                found[number] = self._seconds(chunks[number])
+                for _ in range(1 + self._apart):  # a GPU may compile kernels at the first
+                    found[number] = self._seconds(chunks[number])
             ratios.append(found[number] / float(weights[number]))
             whole = float(weights.sum()) * sum(ratios) / len(ratios)
             if sum(found.values()) > max(LEAST_SECONDS, TRYING * whole):

@@ -19,12 +19,14 @@ below layer 0's, is carried up through it once (`carried`), and no gradient goes
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
 
 from circuit_kernels.choice import Choice, kernel
+from circuit_kernels.precision import as_exact_as
 from circuit_tracer import carried
 from circuit_tracer.carried import Carried
 from circuit_tracer.edges import RowBlock
@@ -117,7 +119,8 @@ class Sweep:
     def carried(self, layer: int) -> Carried:
         """What lies below the attention of a layer, carried up through it; made once."""
         if layer not in self._carried:
-            self._carried[layer] = carried.carry_up(self.local, self.index, layer)
+            with self.products():
+                self._carried[layer] = carried.carry_up(self.local, self.index, layer)
         return self._carried[layer]
 
     def meeting(self, layer: int) -> int:
@@ -160,8 +163,13 @@ class Sweep:
                 No target may read below it, and only layer 0 will do where there are skips.
         """
         chunk = Chunk(self, groups, meet)
-        chunk.descend()
+        with self.products():
+            chunk.descend()
         return chunk
+
+    def products(self) -> AbstractContextManager[None]:
+        """Inside, float32 products are as exact as the model's own, or as torch was told."""
+        return as_exact_as(self.adapter.model.dtype, self.local.errors.device)
 
     def entry(self, group: Group) -> tuple[int, bool]:
         """The first block whose attention lies below a group, and whether its MLP does too."""

@@ -260,7 +260,7 @@ def tuned(bench: Bench, case: Any, ours: Callable[..., Any]) -> list[Row]:
     from circuit_kernels import choice, launch
 
     times, given = [], case.fresh()
-    for number, tiles in enumerate(launch.CANDIDATES[choice.KERNELS[case.kernel]]):
+    for number, tiles in enumerate(launch.candidates(choice.KERNELS[case.kernel])):
         middle = None
         try:
             call = lambda tiles=tiles: ours(**given, tiles=tiles)  # noqa: E731
@@ -270,7 +270,9 @@ def tuned(bench: Bench, case: Any, ours: Callable[..., Any]) -> list[Row]:
                 raise
         times.append({"candidate": number, "tiles": dict(tiles), "wall_s": middle})
     best = min(times, key=lambda one: one["wall_s"] or float("inf"))
-    say(f"    fastest tiles: candidate {best['candidate']} of CANDIDATES, {best['wall_s']:.3g} s")
+    say(
+        f"    fastest tiles: candidate {best['candidate']}, {best['tiles']}, {best['wall_s']:.3g} s"
+    )
     return times
 
 

@@ -63,7 +63,7 @@ def attention_mix(
     if out.numel() == 0:
         return
     double = read.dtype == torch.float64
-    tiles = launch.tiles("attention_mix", out.device, double) if tiles is None else tiles
+    tiles = launch.tiles("attention_mix", out.device, read.dtype, exact) if tiles is None else tiles
     kv = out.shape[1]
     grid = (triton.cdiv(columns, tiles["COLUMNS"]), triton.cdiv(positions, tiles["KEYS"]), kv)
     with launch.on(out.device):

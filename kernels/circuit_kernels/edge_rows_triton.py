@@ -103,7 +103,7 @@ def _launch(
     if most == 0 or targets == 0:
         return
     double = gradient.dtype == torch.float64
-    tiles = launch.tiles("edge_rows", out.device, double) if tiles is None else tiles
+    tiles = launch.tiles("edge_rows", out.device, gradient.dtype, exact) if tiles is None else tiles
     grid = (triton.cdiv(most, tiles["SOURCES"]), triton.cdiv(targets, tiles["TARGETS"]), positions)
     partial = None
     if sums is not None:

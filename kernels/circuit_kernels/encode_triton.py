@@ -101,7 +101,7 @@ def encode(
         raise ValueError(f"weight must be on {x.device}, as x is, not on {weight.device}")
     threshold = None if threshold is None else threshold.to(x.device).contiguous()
     double = x.dtype == torch.float64
-    tiles = launch.tiles("encode", x.device, double) if tiles is None else tiles
+    tiles = launch.tiles("encode", x.device, x.dtype, exact) if tiles is None else tiles
     grid = (triton.cdiv(features, tiles["FEATURES"]), triton.cdiv(positions, tiles["POSITIONS"]))
     counts = torch.empty(positions, grid[0], dtype=torch.int32, device=x.device)
     faults = torch.empty(grid[::-1], dtype=torch.int32, device=x.device)

@@ -2,8 +2,8 @@
 
 Tile sizes are a table, not a search at run time: tuning a kernel in every process would take longer
 than the graph it is for, and could give other bits each time. `kernels/bench/bench_gpu.py --tune`
-times `CANDIDATES` on the card at hand and says which to put here. The depth of a sum (WIDTH, DEPTH)
-is the same in all of them, so whichever is chosen adds in the same order.
+times the candidates on the card at hand and says which to put here. The depth of a sum (WIDTH,
+DEPTH) is the same in all of a table, so whichever is chosen adds in the same order.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+from circuit_kernels.precision import is_exact
 
 Tiles = Mapping[str, int]
 
@@ -75,11 +77,19 @@ CHOSEN: dict[str, dict[str, int]] = {
     "consumer": {"encode": 4, "attention_mix": 2},
 }
 
-# float64 products on every card: twice the bytes and the registers, so small tiles.
-DOUBLE: dict[str, Tiles] = {
-    "edge_rows": _tiles(EDGE, (32, 32, 32), 4, 2),
-    "encode": _tiles(CODE, (16, 32, 32), 4, 2),
-    "attention_mix": _tiles(MIX, (32, 32, 32), 4, 2),
+# float32 products without tensor cores ("ieee"), which torch's default precision asks for: every
+# thread multiplies for itself, and deeper or longer tiles overrun its registers. The first runs.
+EXACT: dict[str, tuple[Tiles, ...]] = {
+    "edge_rows": (_tiles(EDGE, (64, 128, 16), 8, 3), _tiles(EDGE, (64, 64, 16), 4, 3)),
+    "encode": (_tiles(CODE, (64, 128, 16), 8, 3), _tiles(CODE, (64, 64, 16), 8, 3)),
+    "attention_mix": (_tiles(MIX, (64, 64, 16), 8, 3), _tiles(MIX, (64, 128, 16), 8, 3)),
+}
+
+# float64 products: twice the bytes and the registers, so small tiles.
+DOUBLE: dict[str, tuple[Tiles, ...]] = {
+    "edge_rows": (_tiles(EDGE, (32, 32, 32), 4, 2),),
+    "encode": (_tiles(CODE, (16, 32, 32), 4, 2),),
+    "attention_mix": (_tiles(MIX, (32, 32, 32), 4, 2),),
 }
 
 # Small, so that small tensors have several tiles and a ragged end.
@@ -101,26 +111,50 @@ def card(device: torch.device) -> str:
     return name if name in CHOSEN else "consumer"
 
 
-def tiles(kernel: str, device: torch.device, double: bool = False) -> Tiles:
-    """Tile sizes, warps and stages of a kernel on a device; `double` for float64 products."""
+def candidates(
+    kernel: str, dtype: torch.dtype = torch.float32, exact: bool | None = None
+) -> tuple[Tiles, ...]:
+    """What a kernel may run with on a GPU.
+
+    Args:
+        dtype: of what is multiplied; of no matter where nothing is.
+        exact: as in `precision`.
+    """
+    if dtype == torch.float64 and kernel in DOUBLE:
+        return DOUBLE[kernel]
+    if dtype == torch.float32 and kernel in EXACT and precision(exact) == "ieee":
+        return EXACT[kernel]
+    return CANDIDATES[kernel]
+
+
+def chosen(
+    kernel: str, card: str, dtype: torch.dtype = torch.float32, exact: bool | None = None
+) -> Tiles:
+    """Tile sizes, warps and stages of a kernel on a class of card; see `candidates`."""
+    found = candidates(kernel, dtype, exact)
+    return found[CHOSEN[card].get(kernel, 0) if found is CANDIDATES[kernel] else 0]
+
+
+def tiles(
+    kernel: str,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    exact: bool | None = None,
+) -> Tiles:
+    """Tile sizes, and on a GPU warps and stages, of a kernel on a device; see `candidates`."""
     found = card(device)
     if found == "interpreter":
         return INTERPRETER[kernel]
-    if double:
-        return DOUBLE[kernel]
-    return CANDIDATES[kernel][CHOSEN[found].get(kernel, 0)]
+    return chosen(kernel, found, dtype, exact)
 
 
 def precision(exact: bool | None) -> str:
     """How float32 products are made: "ieee" or "tf32".
 
     Args:
-        exact: None follows `torch.set_float32_matmul_precision`, so that kernels and torch's own
-            products agree.
+        exact: None does as torch's own products do.
     """
-    if exact is None:
-        exact = torch.get_float32_matmul_precision() == "highest"
-    return "ieee" if exact else "tf32"
+    return "ieee" if (is_exact() if exact is None else exact) else "tf32"
 
 
 def on(device: torch.device) -> contextlib.AbstractContextManager:

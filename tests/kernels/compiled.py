@@ -70,12 +70,15 @@ def main() -> None:
                 continue
             module = choice.KERNELS[case.kernel]
             form = getattr(importlib.import_module(f"circuit_kernels.{module}_triton"), case.kernel)
-            exact = "exact" in inspect.signature(form).parameters
+            products = "exact" in inspect.signature(form).parameters
+            tf32 = {"exact": False} if products else {}
             for name, (card.number, room) in CARDS.items():
-                tiles = launch.CANDIDATES[module][launch.CHOSEN[name].get(module, 0)]
-                form(**case.fresh(), tiles=tiles, **({"exact": False} if exact else {}))
-                if exact and positions == 16:
-                    form(**case.fresh(double=True), tiles=launch.DOUBLE[module])
+                form(**case.fresh(), tiles=launch.chosen(module, name, exact=False), **tf32)
+                if products:
+                    exact = launch.chosen(module, name, exact=True)
+                    form(**case.fresh(), tiles=exact, exact=True)
+                    double = launch.chosen(module, name, torch.float64)
+                    form(**case.fresh(double=True), tiles=double)
                 while compiled:
                     row = {"card": name, "kernel": case.kernel, "case": case.name, "room": room}
                     print(json.dumps(row | usage(compiled.pop())), flush=True)

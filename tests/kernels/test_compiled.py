@@ -9,8 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("triton", reason="triton is not installed: it is for Linux")
+from circuit_kernels import launch  # noqa: E402
+
 SCRIPT = Path(__file__).with_name("compiled.py")
 
 
@@ -33,3 +36,15 @@ def test_what_each_class_of_card_runs_fits_its_registers_and_shared_memory(tmp_p
         assert row["shared"] <= row["room"] * 1024, row
         assert row["stack"] <= 16, row  # a register or two around the edges
         assert row["registers"] * 32 * row["warps"] <= 65536, row
+
+
+def test_tiles_are_those_of_the_card_and_of_the_products(monkeypatch):
+    device = torch.device("cuda")
+    monkeypatch.setattr(launch, "card", lambda device: "consumer")
+    assert launch.tiles("encode", device, exact=False) == launch.CANDIDATES["encode"][4]
+    assert launch.tiles("edge_rows", device, exact=False) == launch.CANDIDATES["edge_rows"][0]
+    assert launch.tiles("edge_rows", device) == launch.EXACT["edge_rows"][0]  # torch's default
+    assert launch.tiles("edge_rows", device, torch.float64) == launch.DOUBLE["edge_rows"][0]
+    bf16 = launch.tiles("edge_rows", device, torch.bfloat16)  # tensor cores in any case
+    assert bf16 == launch.CANDIDATES["edge_rows"][0]
+    assert launch.tiles("influence", device) == launch.CANDIDATES["influence"][0]
