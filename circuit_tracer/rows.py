@@ -218,14 +218,10 @@ class Rows:
         self.influence.index_add_(0, columns, torch.from_numpy(sent))
 
     def edges(self) -> EdgeRows:
-        """Everything that came in. Blocks of one site that were split are joined again; sparse
-        ones stay apart, because two copies at once would take what cutting them saved."""
+        """Everything that came in. Blocks of one site that were split stay apart: two copies at
+        once would take twice the room."""
         self.finish()
-        sites: dict[tuple[int, int], list[Block]] = {}
-        for block in self.found:
-            sites.setdefault((block.layer, block.position), []).append(block)
-        self.found = []  # so that parts are freed as they are joined, site by site
-        blocks = [block for site in sorted(sites) for block in _joined(sites.pop(site))]
+        blocks = sorted(self.found, key=lambda b: (b.layer, b.position, int(b.rows[0])))
         return EdgeRows(
             self.index,
             tuple(blocks),
@@ -237,13 +233,6 @@ class Rows:
         rows = torch.cat([terms.rows for terms in self.terms])
         values = torch.cat([getattr(terms, name) for terms in self.terms]).cpu()
         return values.new_zeros(len(self.index)).index_copy(0, rows, values)
-
-
-def _joined(parts: list[Block]) -> list[Block]:
-    if len(parts) == 1 or isinstance(parts[0], SparseBlock):
-        return parts
-    rows, values = (torch.cat([getattr(p, name) for p in parts]) for name in ("rows", "values"))
-    return [RowBlock(parts[0].layer, parts[0].position, rows, values)]
 
 
 COLUMNS = {False: (48, 96), True: (128, 256)}

@@ -158,16 +158,24 @@ def test_pruning_stored_edges_finds_almost_the_circuit_of_all_edges(toy):
     assert len(found.weights) < len(whole.weights)
 
 
-def test_a_site_in_parts_is_what_it_is_in_one(toy, tmp_path):
+@pytest.mark.parametrize("keep", [0.7, 1.0])
+def test_a_site_in_parts_is_what_it_is_in_one(toy, tmp_path, keep):
     graph = toy(3, n_features=60, last_only=True, n_targets=5)
-    whole = without(graph, 0.7)
+    whole = without(graph, keep) if keep < 1 else graph
+
+    def some(block, part):
+        found = replace(block, rows=block.rows[part], values=block.values[part])
+        if keep == 1:
+            return found
+        return cut(graph.index, block.layer, block.position, found.rows, found.values, keep)
+
     halves = tuple(
-        cut(graph.index, block.layer, block.position, block.rows[part], block.values[part], 0.7)
+        some(block, part)
         for block in graph.edges.blocks
         for part in (slice(len(block.rows) // 2), slice(len(block.rows) // 2, None))
         if len(block.rows[part])
     )
-    apart = replace(graph, edges=replace(graph.edges, blocks=halves, keep=0.7))
+    apart = replace(graph, edges=replace(graph.edges, blocks=halves, keep=keep))
     assert len(halves) > len(graph.edges.blocks)
     assert torch.equal(apart.dense(), whole.dense())
     assert torch.allclose(apart.influence, whole.influence, rtol=0, atol=TIGHT)
