@@ -42,5 +42,5 @@ def as_exact_as(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
 
 
 def _said() -> str | None:
-    """ "tf32", "ieee", or "none" if nobody said; None where torch is too old to tell."""
+    """What torch was told: "tf32", "ieee" or "none"; None where it is too old to say."""
     return getattr(torch.backends.cuda.matmul, "fp32_precision", None)
