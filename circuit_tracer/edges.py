@@ -69,7 +69,7 @@ class EdgeRows:
     of edges includes those that a sparse block dropped (`SparseBlock.remainder`).
 
     Attributes:
-        blocks: rows of one site may stand in several blocks, one after the other.
+        blocks: rows of one site may stand in several sparse blocks, one after the other.
         keep: share of each row's absolute sum that its edges hold at the least; 1 for all edges.
     """
 

@@ -82,6 +82,8 @@ class Rows:
         self.expanded = 0
         on_gpu = sweep.local.errors.device.type == "cuda"
         self.fetching = Fetching() if on_gpu else None
+        self._sizes: dict[tuple[int, int], int] = {}  # rows that each site will have
+        self._rooms: dict[tuple[int, int, bool], tuple[Tensor, int]] = {}
         self.influence = torch.zeros(len(self.index), dtype=torch.float64)
         self.weights = torch.zeros(len(self.index), dtype=torch.float64)
         self.weights[self.index.first_target :] = torch.tensor([d.weight for d in directions])
@@ -116,6 +118,7 @@ class Rows:
             report: called with the features expanded so far, and their layer.
         """
         span = max((group.position + 1 for group in groups), default=1)
+        self._sizes.update({(group.layer, group.position): len(group.rows) for group in groups})
         sizes = [(group.position, len(group.rows)) for group in groups]
         for together in packed(sizes, *columns(self.sweep, span)):
             chunk = [groups[number].part(slice(*part)) for number, *part in together]
@@ -124,10 +127,14 @@ class Rows:
 
     def expand_rest(self, layer: int, report: Callable[[int, int], None] = _silent) -> None:
         """Rows of every feature and target up to a layer, where nothing is left to choose."""
-        limits = columns(self.sweep, self.index.n_positions, joined=True)
+        positions = self.index.n_positions
+        limits = columns(self.sweep, positions, joined=True)
         for layers, meet in halves(self.sweep, layer):
             cells = self.cells(layers)
             sizes = [(at, len(cell)) for at, cell in cells]
+            for below in layers:
+                here = (self.index.feature_rows(below, at, at + 1) for at in range(positions))
+                self._sizes.update({(below, at): len(cell) for at, cell in enumerate(here)})
             for together in packed(sizes, *limits):
                 starts = [(cells[n][1].start, a, b) for n, a, b in together]
                 rows = [torch.arange(start + a, start + b) for start, a, b in starts]
@@ -181,7 +188,7 @@ class Rows:
             self.found.append(block)
 
             def arrived(values: Tensor, place: int = place, block: RowBlock = block) -> None:
-                self.found[place] = replace(block, values=values)
+                self.found[place] = self._placed(replace(block, values=values))
 
             assert self.fetching is not None
             self.fetching.send(block.values, arrived)
@@ -197,15 +204,33 @@ class Rows:
             self.fetching.finish()
 
     def _stored(self, block: Block) -> Block:
-        if self.keep == 1 or isinstance(block, SparseBlock):
+        if isinstance(block, SparseBlock):
             return block
+        if self.keep == 1:
+            return self._placed(block)
         return cut(self.index, block.layer, block.position, block.rows, block.values, self.keep)
+
+    def _placed(self, block: RowBlock) -> RowBlock:
+        """A part of a site's rows goes where all of them will lie: joined at the end, they would
+        take their room twice."""
+        site, part = (block.layer, block.position), len(block.rows)
+        if (whole := self._sizes.get(site, part)) == part:
+            return block
+        key = (*site, self._are_targets(block))
+        room, start = self._rooms.get(key) or (block.values.new_empty(whole, block.shape[1]), 0)
+        self._rooms[key] = room, start + part
+        return replace(block, values=room[start : start + part].copy_(block.values))
+
+    def _are_targets(self, block: Block) -> bool:
+        return int(block.rows[0]) >= self.index.first_target
 
     def store(self, keep: float) -> None:
         """Keep this share of each row, of those already there too."""
         self.finish()
-        self.keep = keep
-        self.found = [self._stored(block) for block in self.found]
+        if keep < 1:
+            self.keep = keep
+            self.found = [self._stored(block) for block in self.found]
+            self._rooms = {}
 
     def _pass_on(self, block: RowBlock) -> None:
         """Send the influence of a block's targets, complete by now, to their sources."""
@@ -218,16 +243,30 @@ class Rows:
         self.influence.index_add_(0, columns, torch.from_numpy(sent))
 
     def edges(self) -> EdgeRows:
-        """Everything that came in. Blocks of one site that were split stay apart: two copies at
-        once would take twice the room."""
+        """Everything that came in, a block a site. Sparse parts of a site stay apart, because two
+        copies at once would take what cutting them saved."""
         self.finish()
-        blocks = sorted(self.found, key=lambda b: (b.layer, b.position, int(b.rows[0])))
+        sites: dict[tuple[int, int], list[Block]] = {}
+        for block in self.found:
+            sites.setdefault((block.layer, block.position), []).append(block)
+        self.found = []
+        blocks = [block for site in sorted(sites) for block in self._joined(sites.pop(site))]
         return EdgeRows(
             self.index,
             tuple(blocks),
             *(self._scatter(name) for name in ("bias", "positional", "ignored", "value")),
             keep=self.keep,
         )
+
+    def _joined(self, parts: list[Block]) -> list[Block]:
+        if len(parts) == 1 or isinstance(parts[0], SparseBlock):
+            return parts
+        first, rows = parts[0], torch.cat([part.rows for part in parts])
+        key = first.layer, first.position, self._are_targets(first)
+        values, filled = self._rooms.get(key, (rows, 0))
+        if filled != len(rows):  # features, and targets that read where they do
+            values = torch.cat([part.values for part in parts])
+        return [RowBlock(first.layer, first.position, rows, values)]
 
     def _scatter(self, name: str) -> Tensor:
         rows = torch.cat([terms.rows for terms in self.terms])

@@ -23,8 +23,12 @@ def agree(side_by_side, alone):
     assert side_by_side.token_ids == alone.token_ids and side_by_side.notes == alone.notes
     assert side_by_side.provenance == alone.provenance
     ours, theirs = side_by_side.edges, alone.edges
-    assert torch.equal(ours.rows, theirs.rows)
-    torch.testing.assert_close(ours.dense(), theirs.dense(), rtol=0, atol=1e-10)
+    assert [(b.layer, b.position) for b in ours.blocks] == [
+        (b.layer, b.position) for b in theirs.blocks
+    ]
+    for a, b in zip(ours.blocks, theirs.blocks, strict=True):
+        assert torch.equal(a.rows, b.rows)
+        torch.testing.assert_close(a.values, b.values, rtol=0, atol=1e-10)
     for name in TERMS:
         ours_of, theirs_of = getattr(ours, name), getattr(theirs, name)
         torch.testing.assert_close(ours_of, theirs_of, rtol=0, atol=1e-10)
