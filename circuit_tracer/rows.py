@@ -26,6 +26,7 @@ from circuit_tracer.sweep import Chunk, Group, Sweep, Terms
 from circuit_tracer.targets import Readout
 
 Progress = Callable[[float, str], None]
+_Site = tuple[int, int, bool]
 
 
 def target_groups(index: NodeIndex, directions: Sequence[Readout], layer: int) -> list[Group]:
@@ -82,8 +83,8 @@ class Rows:
         self.expanded = 0
         on_gpu = sweep.local.errors.device.type == "cuda"
         self.fetching = Fetching() if on_gpu else None
-        self._sizes: dict[tuple[int, int], int] = {}  # rows that each site will have
-        self._rooms: dict[tuple[int, int, bool], tuple[Tensor, int]] = {}
+        self._sizes: dict[_Site, int] = {}  # rows that each site will have
+        self._rooms: dict[_Site, tuple[Tensor, int]] = {}
         self.influence = torch.zeros(len(self.index), dtype=torch.float64)
         self.weights = torch.zeros(len(self.index), dtype=torch.float64)
         self.weights[self.index.first_target :] = torch.tensor([d.weight for d in directions])
@@ -118,7 +119,7 @@ class Rows:
             report: called with the features expanded so far, and their layer.
         """
         span = max((group.position + 1 for group in groups), default=1)
-        self._sizes.update({(group.layer, group.position): len(group.rows) for group in groups})
+        self._sizes.update({self._site(group): len(group.rows) for group in groups})
         sizes = [(group.position, len(group.rows)) for group in groups]
         for together in packed(sizes, *columns(self.sweep, span)):
             chunk = [groups[number].part(slice(*part)) for number, *part in together]
@@ -134,7 +135,7 @@ class Rows:
             sizes = [(at, len(cell)) for at, cell in cells]
             for below in layers:
                 here = (self.index.feature_rows(below, at, at + 1) for at in range(positions))
-                self._sizes.update({(below, at): len(cell) for at, cell in enumerate(here)})
+                self._sizes.update({(below, at, False): len(cell) for at, cell in enumerate(here)})
             for together in packed(sizes, *limits):
                 starts = [(cells[n][1].start, a, b) for n, a, b in together]
                 rows = [torch.arange(start + a, start + b) for start, a, b in starts]
@@ -213,16 +214,16 @@ class Rows:
     def _placed(self, block: RowBlock) -> RowBlock:
         """A part of a site's rows goes where all of them will lie: joined at the end, they would
         take their room twice."""
-        site, part = (block.layer, block.position), len(block.rows)
+        site, part = self._site(block), len(block.rows)
         if (whole := self._sizes.get(site, part)) == part:
             return block
-        key = (*site, self._are_targets(block))
-        room, start = self._rooms.get(key) or (block.values.new_empty(whole, block.shape[1]), 0)
-        self._rooms[key] = room, start + part
+        room, start = self._rooms.get(site) or (block.values.new_empty(whole, block.shape[1]), 0)
+        self._rooms[site] = room, start + part
         return replace(block, values=room[start : start + part].copy_(block.values))
 
-    def _are_targets(self, block: Block) -> bool:
-        return int(block.rows[0]) >= self.index.first_target
+    def _site(self, some: Block | Group) -> _Site:
+        """Layer, position, and whether these are targets, which may read where features do."""
+        return some.layer, some.position, int(some.rows[0]) >= self.index.first_target
 
     def store(self, keep: float) -> None:
         """Keep this share of each row, of those already there too."""
@@ -262,8 +263,7 @@ class Rows:
         if len(parts) == 1 or isinstance(parts[0], SparseBlock):
             return parts
         first, rows = parts[0], torch.cat([part.rows for part in parts])
-        key = first.layer, first.position, self._are_targets(first)
-        values, filled = self._rooms.get(key, (rows, 0))
+        values, filled = self._rooms.get(self._site(first), (rows, 0))
         if filled != len(rows):  # features, and targets that read where they do
             values = torch.cat([part.values for part in parts])
         return [RowBlock(first.layer, first.position, rows, values)]

@@ -72,3 +72,42 @@ def test_blocks_leave_a_gpu_while_it_works_on():
     assert [len(block[0]) for block in arrived] == [(1 << 20) - number for number in range(20)]
     assert all((block == number).all() for number, block in enumerate(arrived))
     assert not any(block.is_cuda or block.is_pinned() for block in arrived)
+
+
+@pytest.mark.parametrize("limit", [None, 15])
+@pytest.mark.parametrize("late", [False, True])
+def test_parts_of_a_site_are_written_where_it_lies_also_beside_targets(late, limit, monkeypatch):
+    """Features that are targets read where features do, and are expanded while others arrive."""
+    model = tiny.replacement("gemma2")
+    forward = model.run(tiny.PROMPT)
+    local = model.localise(forward)
+    wanted = [tuple(feature) for feature in local.features[::3].tolist()]
+    directions = choose(model, forward, targets=[*wanted, "w9", "w10", "w11", "w12"])
+    usual = attribute(local, directions, limit)
+    begin, end, pieces = Rows.__init__, Rows.edges, {}
+
+    def played(self, *given):
+        begin(self, *given)
+        self.fetching = Fetching(copied=slowly) if late else None
+
+    def watched(self):
+        self.finish()
+        for block in self.found:
+            places = pieces.setdefault((block.layer, block.position), [])
+            places.append((self._site(block)[2], block.values.untyped_storage().data_ptr()))
+        return end(self)
+
+    monkeypatch.setattr("circuit_tracer.rows.COLUMNS", {False: (2, 2), True: (2, 2)})
+    monkeypatch.setattr(Rows, "__init__", played)
+    monkeypatch.setattr(Rows, "edges", watched)
+    found = attribute(local, directions, limit)
+    torch.testing.assert_close(found.dense(), usual.dense(), atol=1e-12, rtol=0)
+    assert found.residual.abs().max() < 1e-11
+    alone = 0
+    for block in found.blocks:
+        parts = pieces[block.layer, block.position]
+        if len(parts) > 1 and len({targets for targets, _ in parts}) == 1:
+            alone += 1
+            assert {place for _, place in parts} == {block.values.untyped_storage().data_ptr()}
+    assert alone
+    assert any(len({targets for targets, _ in parts}) == 2 for parts in pieces.values())
